@@ -1,0 +1,70 @@
+"""Questions a layer asks of a scope: one header, the path below the mount, a copy with less in it."""
+
+from urllib.parse import quote, unquote_to_bytes
+
+from asgi_enhance.asgi.types import RawHeaders, Scope
+
+
+def header(headers: RawHeaders, name: bytes) -> bytes | None:
+    """The first value of the header `name` (given in lower case), or None."""
+    for key, value in headers:
+        if key == name or (len(key) == len(name) and key.lower() == name):
+            return value
+    return None
+
+
+def header_values(headers: RawHeaders, name: bytes) -> list[bytes]:
+    """All values of the header `name` (given in lower case), in order, one a line."""
+    return [value for key, value in headers if len(key) == len(name) and key.lower() == name]
+
+
+def path_below_mount(scope: Scope) -> str:
+    """The decoded path as seen by an app mounted at `root_path`; always begins with a slash.
+
+    Starlette, FastAPI and BlackSheep leave the mount in `path` and name it in `root_path`; Litestar takes it out
+    of `path` and leaves `root_path` empty. Both end here in the same answer.
+    """
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
+        path = path[len(root) :]
+    return path or "/"
+
+
+def raw_path_below_mount(scope: Scope) -> bytes:
+    """The path below the mount exactly as the client wrote it: percent-encoding, case and `;` untouched.
+
+    The mount is matched on decoded bytes, since a client may have encoded it (`/a%70i` for `/api`).
+    """
+    below = path_below_mount(scope)
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        return quote(below, safe="/:@!$&'()*+,;=-._~").encode("ascii")
+    raw = raw.partition(b"?")[0]  # some servers leave the query in
+    if below == scope["path"] and b"%" not in raw and raw == below.encode("latin-1", "replace"):
+        return raw
+    decoded = unquote_to_bytes(raw)
+    wanted = below.encode("utf-8", "surrogateescape")
+    cut = len(decoded) - len(wanted)
+    if not decoded.endswith(wanted) and wanted.endswith(b"/"):  # Litestar adds a slash the client did not send
+        cut = len(decoded) - len(wanted) + 1
+    return _skip_decoded(raw, cut) or b"/"
+
+
+def _skip_decoded(raw: bytes, count: int) -> bytes:
+    """`raw` without its first `count` bytes, counted as they are when decoded."""
+    at = 0
+    while count > 0 and at < len(raw):
+        escaped = raw[at : at + 1] == b"%" and len(unquote_to_bytes(raw[at : at + 3])) == 1
+        at += 3 if escaped else 1
+        count -= 1
+    return raw[at:]
+
+
+def without_extensions(scope: Scope, *names: str) -> Scope:
+    """The same scope, or a copy that no longer advertises the named extensions if it did (contract 4)."""
+    extensions = scope.get("extensions")
+    if not extensions or not any(name in extensions for name in names):
+        return scope
+    kept = {name: value for name, value in extensions.items() if name not in names}
+    return {**scope, "extensions": kept}
