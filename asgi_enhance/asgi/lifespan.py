@@ -198,6 +198,7 @@ class _InnerLifespan:
             logger.debug("the wrapped app does not support lifespan", exc_info=True)
 
     async def complete(self) -> None:
+        self._startup = None
         if not self._answered:
             await self.send({"type": "lifespan.startup.complete"})
         if self._done:

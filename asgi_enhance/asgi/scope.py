@@ -25,30 +25,41 @@ def path_below_mount(scope: Scope) -> str:
     of `path` and leaves `root_path` empty. Both end here in the same answer.
     """
     path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
-    if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
-        path = path[len(root) :]
-    return path or "/"
+    return path[len(_mount(scope)) :] or "/"
 
 
 def raw_path_below_mount(scope: Scope) -> bytes:
     """The path below the mount exactly as the client wrote it: percent-encoding, case and `;` untouched.
 
-    The mount is matched on decoded bytes, since a client may have encoded it (`/a%70i` for `/api`).
+    The mount is cut off by its decoded length, since a client may have encoded it (`/a%70i` for `/api`).
     """
-    below = path_below_mount(scope)
+    path: str = scope["path"]
+    mount = _mount(scope)
     raw: bytes | None = scope.get("raw_path")
     if raw is None:
-        return quote(below, safe="/:@!$&'()*+,;=-._~").encode("ascii")
+        return quote(path[len(mount) :] or "/", safe="/:@!$&'()*+,;=-._~").encode("ascii")
     raw = raw.partition(b"?")[0]  # some servers leave the query in
-    if below == scope["path"] and b"%" not in raw and raw == below.encode("latin-1", "replace"):
+    if mount:
+        return _skip_decoded(raw, len(mount.encode())) or b"/"
+    if b"%" not in raw and len(raw) == len(path):
         return raw
-    decoded = unquote_to_bytes(raw)
-    wanted = below.encode("utf-8", "surrogateescape")
-    cut = len(decoded) - len(wanted)
-    if not decoded.endswith(wanted) and wanted.endswith(b"/"):  # Litestar adds a slash the client did not send
-        cut = len(decoded) - len(wanted) + 1
-    return _skip_decoded(raw, cut) or b"/"
+    decoded = unquote_to_bytes(raw).decode("utf-8", "replace")
+    if decoded == path:
+        return raw
+    # Litestar: the mount is gone from `path` but not from `raw_path`, and a slash may have been added.
+    cut = len(decoded) - len(path) + (not decoded.endswith(path))
+    return _skip_decoded(raw, len(decoded[:cut].encode())) or b"/"
+
+
+def _mount(scope: Scope) -> str:
+    """The part of `path` that is the mount: `root_path` if the path is below it, else nothing."""
+    root: str = scope.get("root_path", "")
+    if not root or root == "/":
+        return ""
+    path: str = scope["path"]
+    root = root.rstrip("/")
+    below = path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/")
+    return root if below else ""
 
 
 def _skip_decoded(raw: bytes, count: int) -> bytes:

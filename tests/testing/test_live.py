@@ -1,0 +1,33 @@
+import httpx2
+import pytest
+
+from asgi_enhance.testing.live import SERVERS, LiveServer
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_app_is_served_by_a_real_server(server: str) -> None:
+    with LiveServer("tests.testing.apps:hello", server=server, env={"GREETING": "good day"}) as live:
+        assert httpx2.get(live.url).text == "good day"
+        live.stop()
+        assert not live.running
+        assert "startup of hello" in live.output()
+        assert "shutdown of hello" in live.output()
+
+
+def test_a_killed_server_starts_again_on_its_port() -> None:
+    with LiveServer("tests.testing.apps:hello") as live:
+        live.kill()
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(live.url)
+        live.start()
+        assert httpx2.get(live.url).text == "hello"
+
+
+def test_a_server_that_does_not_start_shows_why() -> None:
+    with pytest.raises(RuntimeError, match="no_such_module"), LiveServer("no_such_module:app"):
+        pass
+
+
+def test_an_unknown_server_is_refused() -> None:
+    with pytest.raises(ValueError, match="apache"):
+        LiveServer("tests.testing.apps:hello", server="apache")
