@@ -1,0 +1,91 @@
+"""Redis URLs: where the servers are, and how redis-py is to connect to them.
+
+    redis://user:password@host:6379/0            one server; rediss:// with TLS; unix:///path?db=0
+    redis+sentinel://host:26379,host:26379/service/0     the primary that the Sentinels know under this name
+    redis+cluster://host:6379,host:6379          a Cluster, found through any of these nodes
+
+`rediss+sentinel` and `rediss+cluster` are the same with TLS. User and password are those of the Redis servers;
+the query (`?protocol=3`, `?ssl_ca_certs=…`) takes what redis-py's `from_url` takes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from asgi_enhance.errors import ConfigError
+
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+_PORTS = {"sentinel": 26379, "cluster": 6379}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a URL says. `kind` is "single", "sentinel" or "cluster"; `seeds` are the hosts it names."""
+
+    kind: str
+    label: str
+    seeds: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> "Address":
+        """Read a URL; `ConfigError` that shows it without its password."""
+        from redis.asyncio.connection import parse_url
+
+        label = without_password(url)
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in SCHEMES:
+            raise ConfigError(f"url: {label!r} must start with one of {', '.join(f'{name}://' for name in SCHEMES)}")
+        try:
+            if "+" not in scheme:
+                _check(scheme, rest)
+                return cls(kind="single", label=label, options=parse_url(url))
+            base, kind = scheme.split("+")
+            login, at, rest = rest.rpartition("@")
+            hosts, _, tail = rest.partition("/")
+            hosts, question, query = hosts.partition("?")
+            if question:
+                tail = f"?{query}"
+            seeds = tuple(_seed(host, _PORTS[kind]) for host in hosts.split(","))
+            service = ""
+            if kind == "sentinel":
+                service, tail = re.fullmatch(r"([^/?]*)/?(.*)", tail, re.DOTALL).groups()  # type: ignore[union-attr]
+                if not service:
+                    raise ValueError("name the service after the hosts: redis+sentinel://host:26379/service/0")
+            _check(base, f"host/{tail}")
+            options = parse_url(f"{base}://{login}{at}host/{tail}")
+        except ValueError as error:
+            raise ConfigError(f"url: {label!r}: {error}") from None
+        del options["host"]
+        if kind == "cluster" and options.pop("db", 0):
+            raise ConfigError(f"url: {label!r}: a cluster has database 0 only")
+        return cls(kind=kind, label=label, seeds=seeds, service=service, options=options)
+
+
+def without_password(url: str) -> str:
+    """The URL with its password, in the authority or the query, replaced by `***`."""
+    scheme, separator, rest = url.partition("://")
+    login, at, rest = rest.rpartition("@")
+    if at:
+        user, colon, _ = login.partition(":")
+        login = f"{user}:***" if colon else user
+    rest = re.sub(r"(?i)((?:^|[?&])[^=&]*password=)[^&]*", r"\1***", rest)
+    return f"{scheme}{separator}{login}{at}{rest}"
+
+
+def _seed(host: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{host}")
+    if not parts.hostname:
+        raise ValueError(f"{host!r} is not a host")
+    return parts.hostname, parts.port or port
+
+
+def _check(scheme: str, rest: str) -> None:
+    """redis-py takes a database it cannot read for 0."""
+    parts = urlsplit(f"{scheme}://{rest}")
+    _ = parts.port
+    if scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError(f"the database must be a number, not {parts.path[1:]!r}")

@@ -1,0 +1,57 @@
+"""What may run on a connection that others share."""
+
+from asgi_enhance.errors import ConfigError
+
+# They wait for somebody else, and all that comes after them waits too.
+BLOCKING = {
+    *("BLPOP", "BRPOP", "BRPOPLPUSH", "BLMOVE", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT", "WAITAOF"),
+    *("MONITOR", "SYNC", "PSYNC", "DEBUG"),
+}
+# They change what the connection is, for everybody on it.
+STATEFUL = {
+    *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"),
+    *("MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "AUTH", "HELLO", "RESET", "QUIT"),
+    *("ASKING", "READONLY", "READWRITE", "REPLCONF"),
+}
+# The same, by their second word.
+STATEFUL_SUBCOMMANDS = {
+    "CLIENT": {"REPLY", "TRACKING", "CACHING", "SETNAME", "SETINFO", "NO-EVICT", "NO-TOUCH", "PAUSE", "CAPA"},
+    "SCRIPT": {"DEBUG"},
+}
+# They block only with this word among their arguments.
+BLOCKING_WORD = {"XREAD": "BLOCK", "XREADGROUP": "BLOCK"}
+
+# Names whose arguments matter: everything else is judged by its name, once.
+JUDGED_BY_ARGUMENTS = frozenset(STATEFUL_SUBCOMMANDS) | frozenset(BLOCKING_WORD)
+
+
+def check(command: tuple[object, ...]) -> bool:
+    """`ConfigError` if the command cannot share a connection; True if its name alone says that it can."""
+    if not command:
+        raise ConfigError("execute() needs a command")
+    name = word(command[0])
+    if not name.isascii() or not name.replace("-", "").replace(".", "").replace("_", "").isalnum():
+        raise ConfigError(f"execute(): {name!r} is not a command; pass its words as arguments of their own")
+    if name in BLOCKING:
+        raise refusal(name, "blocks the connection")
+    if name in STATEFUL:
+        raise refusal(name, "changes the state of the connection")
+    if name not in JUDGED_BY_ARGUMENTS:
+        return True
+    second = word(command[1]) if len(command) > 1 else ""
+    if second in STATEFUL_SUBCOMMANDS.get(name, ()):
+        raise refusal(f"{name} {second}", "changes the state of the connection")
+    if (blocking := BLOCKING_WORD.get(name)) is not None:
+        options = [word(argument) for argument in command[1:]]
+        if blocking in options[: options.index("STREAMS") if "STREAMS" in options else None]:
+            raise refusal(f"{name} {blocking}", "blocks the connection")
+    return False
+
+
+def word(argument: object) -> str:
+    text = argument.decode("latin-1") if isinstance(argument, bytes) else str(argument)
+    return text.upper()
+
+
+def refusal(name: str, why: str) -> ConfigError:
+    return ConfigError(f"execute(): {name} {why} that all commands share; use `.client` (or `subscribe()`) for it")

@@ -1,0 +1,175 @@
+"""One Redis server as one event loop sees it: its connection, its breaker, and the way back when it was away."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from asgi_enhance.asgi.tasks import Tasks
+from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.redis.breaker import Breaker
+from asgi_enhance.redis.pipeline import ConnectionLost, Pipeline
+from asgi_enhance.redis.stats import RedisStats
+
+logger = logging.getLogger("asgi_enhance.redis")
+
+PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+class Node:
+    """Sends packed commands to one server over one connection, made when it is needed.
+
+    Args:
+        connect: makes a connection, or raises `RedisUnavailable`.
+        label: what log lines and errors call the server.
+        patience: seconds a command may wait for a connection, or for room on it.
+        timeout: seconds a reply may take.
+        max_in_flight: commands that may be without a reply.
+        breaker: the state machine, closed.
+        stats: where to count.
+        tasks: the owner of the tasks that connect and probe.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[AbstractConnection]],
+        *,
+        label: str,
+        patience: float,
+        timeout: float,
+        max_in_flight: int,
+        breaker: Breaker,
+        stats: RedisStats,
+        tasks: Tasks,
+    ) -> None:
+        self.label = label
+        self.breaker = breaker
+        self.pipeline: Pipeline | None = None
+        self._connect = connect
+        self._patience = patience
+        self._timeout = timeout
+        self._max_in_flight = max_in_flight
+        self._stats = stats
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._attempt: asyncio.Task[RedisUnavailable | None] | None = None
+        self._refusal = ""
+
+    async def call(self, command: bytes, *, idempotent: bool, asking: bool = False) -> Any:
+        """The reply to one packed command. What may have run is sent again only if it is idempotent."""
+        pipeline = self.pipeline
+        if pipeline is None or pipeline.full:
+            pipeline = await self._ready()
+        self._stats.commands += 1
+        try:
+            return await pipeline.send(command)
+        except ConnectionLost as lost:
+            if lost.maybe_executed and not idempotent:
+                raise
+        pipeline = await self._ready()
+        self._stats.repeated += 1
+        return await pipeline.send(command)
+
+    async def aclose(self) -> None:
+        pipeline, self.pipeline = self.pipeline, None
+        if pipeline is not None:
+            await pipeline.aclose()
+
+    def drop(self) -> None:
+        pipeline, self.pipeline = self.pipeline, None
+        if pipeline is not None:
+            pipeline.drop()
+
+    async def _ready(self) -> Pipeline:
+        """The pipeline, connected and with room; what that takes longer than `patience` is too long."""
+        if self.breaker.is_open:
+            self._stats.refused += 1
+            raise RedisUnavailable(self._refusal)
+        try:
+            async with asyncio.timeout(self._patience):
+                while True:
+                    pipeline = self.pipeline
+                    if pipeline is None:
+                        await self._connected()
+                    elif pipeline.full:
+                        await pipeline.room()
+                    else:
+                        return pipeline
+        except TimeoutError:
+            what = "no connection" if self.pipeline is None else f"{self._max_in_flight} commands in flight"
+            raise RedisUnavailable(f"{self.label}: {what} for {self._patience:g} s") from None
+
+    async def _connected(self) -> None:
+        """Join the one attempt to connect, or begin it."""
+        if self._attempt is None:
+            self._attempt = self._tasks.spawn(self._try(), name=f"redis connect {self.label}")
+        attempt = self._attempt
+        await asyncio.wait((attempt,))
+        error = RedisUnavailable("the manager was closed") if attempt.cancelled() else attempt.result()
+        if error is not None:
+            raise RedisUnavailable(str(error)) from error
+
+    async def _try(self) -> RedisUnavailable | None:
+        """One attempt to connect; the error is the result, so that it is nobody's unretrieved exception."""
+        try:
+            self.pipeline = await self._dial()
+        except RedisUnavailable as error:
+            self._failed(str(error))
+            return error
+        finally:
+            self._attempt = None
+        return None
+
+    async def _dial(self) -> Pipeline:
+        try:
+            connection = await self._connect()
+        except RedisUnavailable:
+            self._stats.connect_failures += 1
+            raise
+        self._stats.connects += 1
+        return Pipeline(
+            connection,
+            label=self.label,
+            timeout=self._timeout,
+            max_in_flight=self._max_in_flight,
+            stats=self._stats,
+            on_reply=self._replied,
+            on_lost=self._lost,
+        )
+
+    def _replied(self) -> None:
+        if self.breaker.failures and self.pipeline is not None:
+            was_open = self.breaker.succeeded(self._loop.time())
+            if was_open is not None:
+                logger.warning("redis %s is available again after %.1f s", self.label, was_open)
+
+    def _lost(self, pipeline: Pipeline, reason: str) -> None:
+        if self.pipeline is pipeline:
+            self.pipeline = None
+            self._stats.lost += 1
+            self._failed(reason)
+
+    def _failed(self, reason: str) -> None:
+        self._refusal = f"redis is unavailable: {reason}"
+        if self.breaker.failed(self._loop.time()):
+            self._stats.opened += 1
+            logger.warning("%s; commands fail at once until it answers", self._refusal)
+            self._tasks.spawn(self._probe(), name=f"redis probe {self.label}")
+
+    async def _probe(self) -> None:
+        """Ask until there is an answer. The connection that gave it is the next one in service."""
+        while self.breaker.is_open:
+            await asyncio.sleep(self.breaker.next_probe(_rng))
+            with contextlib.suppress(RedisUnavailable, RedisError):
+                pipeline = await self._dial()
+                await pipeline.send(PING)
+                self.pipeline = pipeline
+                self._replied()
+
+
+_rng = random.Random()

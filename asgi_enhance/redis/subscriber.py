@@ -1,0 +1,232 @@
+"""The connection that subscriptions live on: made again whenever it breaks or falls silent."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from redis.asyncio.connection import AbstractConnection
+
+from asgi_enhance.asgi.tasks import Tasks
+from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.redis.breaker import Breaker
+from asgi_enhance.redis.stats import RedisStats
+from asgi_enhance.redis.subscribe import Subscription
+from asgi_enhance.redis.wire import NOTHING, Wire, pack
+
+Key = tuple[bool, bytes]  # sharded, channel
+
+_BATCH = 512  # channels in one SUBSCRIBE
+_PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+class Subscriber:
+    """The subscriptions on one server. One task connects, subscribes to all that is wanted, and begins again.
+
+    Args:
+        connect: makes a connection, or raises `RedisUnavailable`.
+        label: what the task is called.
+        silence: seconds without a byte before the server is asked for one, and again before the connection is dropped.
+        breaker: used for its delays between attempts.
+        stats: where to count.
+        tasks: the owner of the task.
+        on_moved: called with the subscriptions of a sharded channel that the server has dropped.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[AbstractConnection]],
+        *,
+        label: str,
+        silence: float,
+        breaker: Breaker,
+        stats: RedisStats,
+        tasks: Tasks,
+        on_moved: Callable[[list[Subscription]], None] | None = None,
+    ) -> None:
+        self.label = label
+        self.wanted: dict[Key, list[Subscription]] = {}
+        self._connect = connect
+        self._silence = silence
+        self._breaker = breaker
+        self._stats = stats
+        self._tasks = tasks
+        self._on_moved = on_moved
+        self._task: asyncio.Task[None] | None = None
+        self._listener: Listener | None = None
+        self._rng = random.Random()
+
+    def add(self, subscription: Subscription) -> None:
+        key = (subscription.sharded, subscription.channel)
+        listeners = self.wanted.setdefault(key, [])
+        listeners.append(subscription)
+        if self._listener is not None:
+            if len(listeners) == 1:
+                self._listener.subscribe([key])
+            elif self._listener.has(key):
+                subscription.confirm()
+        if self._task is None:
+            self._task = self._tasks.spawn(self._run(), name=f"redis subscriptions {self.label}")
+
+    def remove(self, subscription: Subscription) -> None:
+        key = (subscription.sharded, subscription.channel)
+        listeners = self.wanted.get(key, [])
+        if subscription in listeners:
+            listeners.remove(subscription)
+            if not listeners:
+                del self.wanted[key]
+                if self._listener is not None:
+                    self._listener.unsubscribe(key)
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    def drop(self) -> None:
+        if self._listener is not None:
+            self._listener.wire.drop()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection = await self._connect()
+            except RedisUnavailable:
+                self._breaker.failed(loop.time())
+                await asyncio.sleep(self._breaker.next_probe(self._rng))
+                continue
+            listener = self._listener = Listener(connection, self, silence=self._silence, stats=self._stats)
+            try:
+                listener.subscribe(list(self.wanted))
+                await listener.lost.wait()
+            finally:
+                self._listener = None
+                listener.wire.abort()
+                for listeners in self.wanted.values():
+                    for subscription in listeners:
+                        subscription.unconfirm()
+            self._stats.gaps += 1
+            if not listener.heard:
+                self._breaker.failed(loop.time())
+                await asyncio.sleep(self._breaker.next_probe(self._rng))
+            else:
+                self._breaker.succeeded(loop.time())
+
+    # for the listener
+
+    def message(self, key: Key, payload: bytes) -> None:
+        for subscription in tuple(self.wanted.get(key, ())):
+            self._stats.messages += 1
+            subscription.deliver(payload)
+
+    def confirmed(self, key: Key) -> None:
+        for subscription in tuple(self.wanted.get(key, ())):
+            subscription.confirm()
+
+    def moved(self, key: Key) -> None:
+        """The server has dropped a sharded channel: its slot is served elsewhere now."""
+        listeners = self.wanted.pop(key, [])
+        for subscription in listeners:
+            subscription.unconfirm()
+        if self._on_moved is not None and listeners:
+            self._on_moved(listeners)
+
+
+class Listener(asyncio.Protocol):
+    """One connection in subscribed mode."""
+
+    def __init__(self, connection: AbstractConnection, owner: Subscriber, *, silence: float, stats: RedisStats) -> None:
+        self.lost = asyncio.Event()
+        self.heard = False  # anything at all
+        self._owner = owner
+        self._silence = silence
+        self._due: dict[Key, int] = {}  # answers to (un)subscribe still to come
+        self._on: set[Key] = set()
+        self._loop = asyncio.get_running_loop()
+        self._asked = False
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(silence, self._watch)
+        self.wire = Wire(connection, self)
+
+    def has(self, key: Key) -> bool:
+        return key in self._on and key not in self._due
+
+    def subscribe(self, keys: list[Key]) -> None:
+        plain = [channel for sharded, channel in keys if not sharded]
+        for start in range(0, len(plain), _BATCH):
+            self._write(b"SUBSCRIBE", *plain[start : start + _BATCH])
+        for sharded, channel in keys:
+            if sharded:
+                self._write(b"SSUBSCRIBE", channel)  # of one slot at a time, on a cluster
+        for key in keys:
+            self._due[key] = self._due.get(key, 0) + 1
+
+    def unsubscribe(self, key: Key) -> None:
+        sharded, channel = key
+        self._write(b"SUNSUBSCRIBE" if sharded else b"UNSUBSCRIBE", channel)
+        self._due[key] = self._due.get(key, 0) + 1
+
+    def data_received(self, data: bytes) -> None:
+        self._last = self._loop.time()
+        self._asked = False
+        self.heard = True
+        gets = self.wire.gets
+        try:
+            self.wire.feed(data)
+            while (reply := gets()) is not NOTHING:
+                self._take(reply)
+        except Exception:
+            self.wire.abort()
+            raise
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._timer.cancel()
+        self.wire.lost()
+        self.lost.set()
+
+    def _take(self, reply: object) -> None:
+        if not isinstance(reply, list) or len(reply) < 3:
+            if isinstance(reply, Exception):
+                raise reply
+            return  # a pong
+        kind, channel, value = reply[0], reply[1], reply[2]
+        if kind == b"message":
+            self._owner.message((False, channel), value)
+        elif kind == b"smessage":
+            self._owner.message((True, channel), value)
+        elif kind in (b"subscribe", b"ssubscribe"):
+            key = (kind == b"ssubscribe", channel)
+            self._on.add(key)
+            if self._answered(key):
+                self._owner.confirmed(key)
+        elif kind in (b"unsubscribe", b"sunsubscribe"):
+            key = (kind == b"sunsubscribe", channel)
+            self._on.discard(key)
+            if key in self._due:
+                self._answered(key)
+            else:
+                self._owner.moved(key)
+
+    def _answered(self, key: Key) -> bool:
+        """True if this was the last answer due for it."""
+        due = self._due.get(key, 1) - 1
+        if due:
+            self._due[key] = due
+            return False
+        self._due.pop(key, None)
+        return True
+
+    def _watch(self) -> None:
+        silent = self._loop.time() - self._last
+        if silent < self._silence:
+            self._timer = self._loop.call_later(self._silence - silent, self._watch)
+        elif self._asked:
+            self.wire.abort()
+        else:
+            self._asked = True
+            self.wire.write(_PING)
+            self._timer = self._loop.call_later(self._silence, self._watch)
+
+    def _write(self, *command: bytes) -> None:
+        if self.wire.write is not None:
+            self.wire.write(pack(command))
