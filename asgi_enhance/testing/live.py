@@ -71,7 +71,9 @@ class LiveServer:
         while not _listens(self.port):
             if not self.running or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"{' '.join(self._command)} did not start:\n{self.output()}")
+                output = self.output()
+                self._output.close()
+                raise RuntimeError(f"{' '.join(self._command)} did not start:\n{output}")
             time.sleep(0.02)  # there is no event to wait for: the port belongs to another process
 
     def stop(self, *, timeout: float = 10.0) -> int:
