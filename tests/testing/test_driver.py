@@ -75,14 +75,18 @@ async def test_a_full_socket_blocks_send_until_somebody_reads() -> None:
 
 async def test_it_notices_two_readers_and_reads_after_the_disconnect() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        both = asyncio.gather(receive(), receive())
+        readers = [asyncio.ensure_future(receive()) for _ in range(2)]
         await asyncio.sleep(0)
-        both.cancel()
-        await receive()
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
         await send(START)
+        assert (await receive())["type"] == "http.disconnect"
+        await send({"type": "http.response.body", "more_body": True})
         await receive()
 
     async with Driver(app, http_scope()) as server:
+        await server.next()
         server.feed({"type": "http.disconnect"})
         await server.next()
         await asyncio.sleep(0)
