@@ -1,0 +1,187 @@
+"""Follows the log of one group in Redis: what was published anywhere reaches the members here once and in order.
+
+Live messages carry their position. One that is not the next, a reconnect, or a position that lags behind Redis' own
+means that something is missing. Then live messages are held back until the log has been read: what it has is
+delivered; if it does not have all, the members get a reset first.
+"""
+
+import asyncio
+import logging
+import random
+
+from asgi_enhance.asgi.tasks import Tasks
+from asgi_enhance.broadcast.hub import Group, Hub, publication
+from asgi_enhance.broadcast.keys import GroupKeys
+from asgi_enhance.broadcast.log import Entry, GroupLog, Position, Verdict, new_epoch
+from asgi_enhance.broadcast.policy import History
+from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.redis import RedisManager, Script
+
+logger = logging.getLogger("asgi_enhance.broadcast")
+
+HELD_BACK = 4096
+"""Live messages kept while the log is read; the gap after more than that is found like any other."""
+
+PATIENCE = 2.0
+"""Seconds a first member waits until the log has been read once."""
+
+RETRY = 0.1, 2.0
+"""Seconds between attempts to read the log, at first and at most."""
+
+
+class Follower:
+    """One group's subscription and the copy of its log in this process."""
+
+    __slots__ = (
+        "_again",
+        "_held",
+        "_history",
+        "_hub",
+        "_loop",
+        "_ready",
+        "_rule",
+        "_subscription",
+        "_task",
+        "_tasks",
+        "group",
+        "keys",
+    )
+
+    def __init__(
+        self, group: Group, rule: History, *, manager: RedisManager, history: Script, hub: Hub, tasks: Tasks
+    ) -> None:
+        self.group = group
+        self.keys = GroupKeys(manager, group.name)
+        self._rule = rule
+        self._history = history
+        self._hub = hub
+        self._tasks = tasks
+        self._loop = hub.shared.loop
+        self._ready = asyncio.Event()
+        self._held: list[tuple[Position, bytes]] | None = None  # None: live messages are delivered as they come
+        self._again = False  # what is being read may be too old already
+        self._task: asyncio.Task[None] | None = None
+        self._subscription = manager.subscribe(self.keys.channel, self._on_message, self._on_gap, sharded=True)
+        self._catch_up()
+
+    async def ready(self, since: Position | None) -> None:
+        """Return when the log has been read, and again if a client has been elsewhere and comes from further on.
+
+        RedisUnavailable if the first reading takes too long (it goes on trying).
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._ready.wait()
+        except TimeoutError:
+            raise RedisUnavailable(f"the history of group {self.group.name!r} cannot be read") from None
+        log = self.group.log
+        if since is not None and log is not None and (since.epoch != log.epoch or since.offset > log.offset):
+            self._on_gap()
+            if self._task is not None:
+                await asyncio.wait({self._task}, timeout=PATIENCE)
+
+    def check(self, position: Position) -> None:
+        """Redis says where the log is: catch up if that is elsewhere."""
+        if self._held is None and self.group.log is not None and self.group.log.position != position:
+            self._on_gap()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        await self._subscription.close()
+
+    def _on_message(self, payload: bytes) -> None:
+        head, _, blob = payload.partition(b"\0")
+        position = Position.parse(head.decode())
+        if position is None:
+            logger.warning("a message on %s is not ours", self.keys.channel)
+        elif self._held is not None:
+            if len(self._held) < HELD_BACK:
+                self._held.append((position, blob))
+        elif not self._take(position, blob):
+            self._on_gap()
+            self._held = [(position, blob)]
+
+    def _on_gap(self) -> None:
+        self._hub.shared.stats.gaps += 1
+        self._again = True
+        if self._task is None:
+            self._catch_up()
+
+    def _take(self, position: Position, blob: bytes) -> bool:
+        """Deliver a live message if it is the next one. False if there is a gap before it."""
+        log = self.group.log
+        assert log is not None
+        verdict = log.judge(position)
+        if verdict is Verdict.NEXT:
+            self._deliver(log, Entry(position.offset, blob))
+        elif verdict is Verdict.SEEN:
+            self._hub.shared.stats.duplicates += 1
+        return verdict is not Verdict.GAP
+
+    def _deliver(self, log: GroupLog, entry: Entry) -> None:
+        log.append(entry.offset, entry.blob, self._loop.time())
+        self._hub.to_group(self.group, publication(self.group, entry))
+
+    def _catch_up(self) -> None:
+        self._held = []
+        self._task = self._tasks.spawn(self._read_log(), name=f"broadcast catch-up {self.group.name}")
+
+    async def _read_log(self) -> None:
+        pause, longest = RETRY
+        while self._held is not None:
+            self._again = False
+            try:
+                # only what is published after the subscription is there is sure to be heard
+                await self._subscription.ready()
+                covered = len(self._held)
+                position, entries = await self._read()
+            except RedisUnavailable:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, longest)
+                continue
+            except Exception:
+                logger.exception("the history of group %r cannot be read", self.group.name)
+                await asyncio.sleep(longest)
+                continue
+            self._apply(position, entries)
+            del self._held[:covered]  # heard before the log was read, so it was in there
+            if not self._again:
+                self._let_go()
+        self._task = None
+
+    async def _read(self) -> tuple[Position, list[Entry]]:
+        log = self.group.log
+        seen = log.position if log is not None else Position("", 0)
+        epoch, offset, rows = await self._history(
+            keys=[self.keys.log, self.keys.meta],
+            args=[seen.epoch, seen.offset, new_epoch(), int(1000 * self._rule.meta_ttl)],
+            idempotent=True,
+        )
+        entries = [Entry(int(id.partition(b"-")[0]), fields[1]) for id, fields in rows]
+        return Position(epoch.decode(), offset), entries
+
+    def _apply(self, position: Position, entries: list[Entry]) -> None:
+        """Bring the copy of the log, and the members, to where Redis is."""
+        log = self.group.log
+        first = entries[0].offset if entries else position.offset + 1
+        if log is None:
+            log = self.group.log = GroupLog(self._rule, position.epoch, self._loop.time())
+            log.restart(position, entries, self._loop.time())
+            self._ready.set()
+            return
+        if log.epoch != position.epoch or first > log.offset + 1:
+            start = Position(position.epoch, first - 1)
+            log.restart(start, (), self._loop.time())
+            self._hub.reset(self.group, start)
+        for entry in entries:
+            if entry.offset == log.offset + 1:
+                self._deliver(log, entry)
+
+    def _let_go(self) -> None:
+        """Deliver what was held back; if that shows another gap, the log is read again."""
+        held, self._held = self._held or [], None
+        for index, (position, blob) in enumerate(held):
+            if not self._take(position, blob):
+                self._held = held[index:]
+                return

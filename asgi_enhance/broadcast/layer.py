@@ -1,0 +1,211 @@
+"""The broadcaster as ASGI: answers its WebSocket and event-stream paths, passes the rest on."""
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import TypeAlias
+from urllib.parse import parse_qsl
+
+from asgi_enhance.asgi.lifespan import run_lifespan
+from asgi_enhance.asgi.problem import Problem
+from asgi_enhance.asgi.scope import header, path_below_mount
+from asgi_enhance.asgi.types import ASGIApp, Headers, Receive, Scope, Send
+from asgi_enhance.broadcast.core import RealTimeStreamProcessor
+from asgi_enhance.broadcast.log import Position
+from asgi_enhance.broadcast.node import Authorize, Hook, Refused
+from asgi_enhance.broadcast.policy import History, checked_name, origin_allowed
+from asgi_enhance.broadcast.wire import Encoding, cursor_positions
+from asgi_enhance.errors import ConfigError, RedisUnavailable
+from asgi_enhance.redis import RedisManager
+
+Identity: TypeAlias = str | Problem | None
+Authenticate: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity]]
+
+
+class BroadcastRouter:
+    """Serves WebSockets at `path` and Server-Sent Events at `sse_path`; everything else goes to `app`.
+
+    Both take the groups to join from the query (`?group=a&group=b`); an event stream continues after the cursor in its
+    Last-Event-ID header, or in the query as `last_event_id`.
+
+    app:           the app for everything else. Default: none, and everything else is 404.
+    processor:     the RealTimeStreamProcessor behind it, to share it with your own code. Default: one of its own, made
+                   of `redis`, `history`, `authorize`, `on_connect` and `on_disconnect`, which exclude `processor`.
+    path:          of WebSockets; `{client_id}` stands for one segment. None: no WebSockets.
+    sse_path:      of event streams, likewise. None: no event streams.
+    authenticate:  `(scope)`, sync or async, gives the client id, or None (401) or a Problem to refuse. Default: whoever
+                   connects is who the path says. Anybody can say so: authenticate where that matters.
+    origins:       pages that may connect besides those of the same host: `https://example.org`, or `*` for all.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp | None = None,
+        *,
+        processor: RealTimeStreamProcessor | None = None,
+        redis: RedisManager | str | None = None,
+        path: str | None = "/ws/{client_id}",
+        sse_path: str | None = "/events/{client_id}",
+        authenticate: Authenticate | None = None,
+        origins: Collection[str] = (),
+        history: Mapping[str, History] | None = None,
+        authorize: Authorize | None = None,
+        on_connect: Hook | None = None,
+        on_disconnect: Hook | None = None,
+    ) -> None:
+        parts = {
+            "redis": redis,
+            "history": history,
+            "authorize": authorize,
+            "on_connect": on_connect,
+            "on_disconnect": on_disconnect,
+        }
+        if processor is not None:
+            for name, part in parts.items():
+                if part is not None:
+                    raise ConfigError(f"{name} belongs to the processor: give it there, or give no processor")
+        if isinstance(origins, str):
+            raise ConfigError(f"origins must be a collection of origins, not the string {origins!r}")
+        self.app = app
+        self.processor = processor if processor is not None else RealTimeStreamProcessor(**parts)  # type: ignore[arg-type]
+        self._websocket = _template("path", path, authenticate)
+        self._events = _template("sse_path", sse_path, authenticate)
+        self._authenticate = authenticate
+        self._origins = frozenset(origin.lower() for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await run_lifespan(self.app, scope, receive, send, (self.processor,))
+            return
+        template = self._websocket if kind == "websocket" else self._events if kind == "http" else None
+        match = template.fullmatch(path_below_mount(scope)) if template is not None else None
+        if match is None:
+            await self._pass_on(scope, receive, send)
+            return
+        if kind == "websocket":
+            if (await receive())["type"] != "websocket.connect":
+                return
+            await self._serve_websocket(scope, receive, send, match)
+        else:
+            await self._serve_events(scope, receive, send, match)
+
+    async def drain(self, spread: float = 2.0) -> None:
+        """Refuse new connections and send the present ones away; see `RealTimeStreamProcessor.drain`."""
+        await self.processor.drain(spread)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+        else:
+            await Problem(404)(scope, receive, send)
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send, match: re.Match[str]) -> None:
+        async def accept() -> None:
+            await send({"type": "websocket.accept"})
+
+        client = await self._identify(scope, match)
+        groups = _query(scope, "group")
+        refusal = client if isinstance(client, Problem) else await self._refusal(client, groups)
+        if refusal is None:
+            try:
+                await self.processor.serve(str(client), receive, send, dict.fromkeys(groups), accept=accept)
+            except (Refused, RedisUnavailable) as error:
+                refusal = _problem(error)
+        if refusal is not None:
+            self.processor.stats.refused += 1
+            await refusal.refuse(scope, send)
+
+    async def _serve_events(self, scope: Scope, receive: Receive, send: Send, match: re.Match[str]) -> None:
+        headers: Headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # nginx would hold the stream back
+            *self._cors(scope),
+        ]
+        retry = b"retry: %d\n\n" % int(1000 * self.processor.options.retry)
+
+        async def accept() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": retry, "more_body": True})
+
+        if scope["method"] != "GET":
+            await Problem(405, headers=[(b"allow", b"GET")])(scope, receive, send)
+            return
+        client = await self._identify(scope, match)
+        positions = self._positions(scope)
+        refusal = client if isinstance(client, Problem) else await self._refusal(client, positions)
+        if refusal is None:
+            kept = sum(self.processor.options.history(group) is not None for group in positions)
+            encoding = Encoding.EVENT_STREAM_CURSOR if kept > 1 else Encoding.EVENT_STREAM
+            try:
+                await self.processor.serve(str(client), receive, send, positions, encoding=encoding, accept=accept)
+            except (Refused, RedisUnavailable) as error:
+                refusal = _problem(error)
+        if refusal is not None:
+            self.processor.stats.refused += 1
+            await refusal(scope, receive, send)
+
+    async def _identify(self, scope: Scope, match: re.Match[str]) -> str | Problem:
+        origin = _text(header(scope["headers"], b"origin"))
+        if not origin_allowed(origin, _text(header(scope["headers"], b"host")), self._origins):
+            return Problem(403, detail="pages of this origin may not connect")
+        if self._authenticate is None:
+            return match["client_id"]
+        answer = self._authenticate(scope)
+        identity = await answer if inspect.isawaitable(answer) else answer
+        return identity if identity is not None else Problem(401)
+
+    async def _refusal(self, client: str, groups: Collection[str]) -> Problem | None:
+        for group in groups:
+            try:
+                checked_name(group, "group")
+            except ValueError as error:
+                return Problem(400, detail=str(error))
+            if not await self.processor.allowed(client, group, "join"):
+                return Problem(403, detail=f"not allowed to join group {group!r}")
+        return None
+
+    def _positions(self, scope: Scope) -> dict[str, Position | None]:
+        cursor = _text(header(scope["headers"], b"last-event-id")) or "".join(_query(scope, "last_event_id")[-1:])
+        known = cursor_positions(cursor, self.processor.options.limits.groups_per_connection)
+        return {group: known.get(group) for group in _query(scope, "group")}
+
+    def _cors(self, scope: Scope) -> Headers:
+        origin = header(scope["headers"], b"origin")
+        if origin is None:
+            return []
+        if origin.decode("latin-1").lower() in self._origins:
+            return [
+                (b"access-control-allow-origin", origin),
+                (b"access-control-allow-credentials", b"true"),
+                (b"vary", b"Origin"),
+            ]
+        return [(b"access-control-allow-origin", b"*")] if "*" in self._origins else []
+
+
+def _template(name: str, path: str | None, authenticate: Authenticate | None) -> re.Pattern[str] | None:
+    if path is None:
+        return None
+    if not path.startswith("/") or path.count("{client_id}") > 1:
+        raise ConfigError(f"{name} must begin with a slash and have at most one {{client_id}}, not {path!r}")
+    if "{client_id}" not in path and authenticate is None:
+        raise ConfigError(f"{name} must contain {{client_id}} unless authenticate tells the client's id")
+    before, placeholder, after = path.partition("{client_id}")
+    return re.compile(re.escape(before) + ("(?P<client_id>[^/]+)" if placeholder else "") + re.escape(after))
+
+
+def _problem(error: Refused | RedisUnavailable) -> Problem:
+    if isinstance(error, Refused):
+        headers = [(b"retry-after", b"1")] if error.status in (429, 503) else []
+        return Problem(error.status, detail=str(error), headers=headers)
+    return Problem(503, detail="try again later", headers=[(b"retry-after", b"1")])
+
+
+def _query(scope: Scope, name: str) -> list[str]:
+    pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
+    return list(dict.fromkeys(value for key, value in pairs if key == name))
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode("latin-1") if value is not None else None

@@ -1,0 +1,71 @@
+"""Messages in one process: groups, clients, everyone; what a client asks for and what it is answered."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from asgi_enhance.asgi.problem import Problem
+from asgi_enhance.broadcast import BroadcastRouter, RealTimeStreamProcessor
+from asgi_enhance.testing.driver import Response, WebSocket, websocket_scope
+from tests.broadcast.helpers import client
+
+
+@pytest.fixture
+async def processor() -> AsyncIterator[RealTimeStreamProcessor]:
+    async with RealTimeStreamProcessor() as processor:
+        yield processor
+
+
+@pytest.fixture
+def router(processor: RealTimeStreamProcessor) -> BroadcastRouter:
+    return BroadcastRouter(processor=processor)
+
+
+async def test_a_message_to_a_group_reaches_its_members_and_nobody_else(router: BroadcastRouter) -> None:
+    async with client(router, "/ws/ann?group=news") as ann, client(router, "/ws/bob?group=sport") as bob:
+        await router.processor.broadcast_to_group("news", {"n": 1})
+        await router.processor.broadcast_to_group("sport", {"n": 2})
+        assert await ann.receive_json() == {"n": 1}
+        assert await bob.receive_json() == {"n": 2}
+
+
+async def test_a_client_joins_and_leaves_by_message(router: BroadcastRouter) -> None:
+    async with client(router) as ann:
+        ann.send_json({"type": "join", "group": "news", "ref": 7})
+        assert await ann.receive_json() == {"type": "joined", "group": "news", "ref": 7}
+        await router.processor.broadcast_to_group("news", "hello")
+        assert await ann.receive_json() == "hello"
+        ann.send_json({"type": "leave", "group": "news"})
+        assert await ann.receive_json() == {"type": "left", "group": "news"}
+        await router.processor.broadcast_to_group("news", "unheard")
+        await router.processor.send_to_client("ann", "heard")
+        assert await ann.receive_json() == "heard"
+
+
+async def test_all_connections_of_a_client_get_what_is_sent_to_it(router: BroadcastRouter) -> None:
+    async with client(router, "/ws/ann") as desk, client(router, "/ws/ann") as phone, client(router, "/ws/bob") as bob:
+        assert await router.processor.send_to_client("ann", [1])
+        assert not await router.processor.send_to_client("eve", [2])
+        await router.processor.broadcast_all([3])
+        assert [await desk.receive_json(), await desk.receive_json()] == [[1], [3]]
+        assert [await phone.receive_json(), await phone.receive_json()] == [[1], [3]]
+        assert await bob.receive_json() == [3]
+
+
+async def test_a_client_is_refused_before_it_is_accepted(processor: RealTimeStreamProcessor) -> None:
+    router = BroadcastRouter(processor=processor, authenticate=lambda scope: None)
+    async with WebSocket(router, websocket_scope("/ws/ann")) as socket:
+        answer = await socket.refused()
+        assert isinstance(answer, Response)
+        assert answer.status == 401
+
+
+async def test_authenticate_says_who_it_is(processor: RealTimeStreamProcessor) -> None:
+    async def authenticate(scope: Any) -> str | Problem:
+        return "ann" if scope["query_string"] == b"token=1" else Problem(403)
+
+    router = BroadcastRouter(processor=processor, path="/live", authenticate=authenticate)
+    async with client(router, "/live?token=1") as ann:
+        assert await processor.send_to_client("ann", 1)
+        assert await ann.receive_json() == 1

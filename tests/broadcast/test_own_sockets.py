@@ -1,0 +1,76 @@
+"""Sockets that the user's own framework has accepted."""
+
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket as StarletteWebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from asgi_enhance.asgi.types import Receive, Scope, Send
+from asgi_enhance.broadcast import RealTimeStreamProcessor
+from asgi_enhance.testing.driver import WebSocket, websocket_scope
+from tests.broadcast.helpers import until
+
+
+async def test_a_starlette_socket_lives_until_its_client_leaves() -> None:
+    processor = RealTimeStreamProcessor()
+    left: list[str] = []
+
+    async def endpoint(websocket: StarletteWebSocket) -> None:
+        client_id = websocket.path_params["client_id"]
+        await websocket.accept()
+        await processor.add_connection(client_id, websocket, groups=["project:123"])
+        left.append(client_id)
+
+    app = Starlette(routes=[WebSocketRoute("/ws/{client_id}", endpoint)])
+    async with processor, WebSocket(app, websocket_scope("/ws/ann")) as ann:
+        await ann.accepted()
+        await until(lambda: processor.stats.connections == 1)
+        await processor.broadcast_to_group("project:123", {"type": "update", "data": 1})
+        assert await ann.receive_json() == {"type": "update", "data": 1}
+        assert left == []
+        ann.leave()
+        await ann.ended()
+        assert left == ["ann"]
+        assert (processor.stats.connections, processor.stats.groups) == (0, 0)
+
+
+async def test_remove_connection_closes_the_socket_it_serves() -> None:
+    processor = RealTimeStreamProcessor()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        await processor.add_connection("ann", (receive, send))
+
+    async with processor, WebSocket(app, websocket_scope("/")) as ann:
+        await ann.accepted()
+        await until(lambda: processor.stats.connections == 1)
+        await processor.remove_connection("ann")
+        assert await ann.next() == {"type": "websocket.close", "code": 1000, "reason": ""}
+        await ann.ended()
+        assert processor.stats.connections == 0
+
+
+async def test_who_reads_the_socket_himself_removes_it_himself() -> None:
+    processor = RealTimeStreamProcessor()
+    heard: list[str] = []
+
+    async def endpoint(websocket: StarletteWebSocket) -> None:
+        await websocket.accept()
+        await processor.add_connection("ann", websocket, groups=["g"], listen=False)
+        try:
+            while True:
+                heard.append(await websocket.receive_text())
+        except WebSocketDisconnect:
+            await processor.remove_connection("ann", websocket)
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)])
+    async with processor, WebSocket(app, websocket_scope("/")) as ann:
+        await ann.accepted()
+        ann.send_text("hello")
+        await until(lambda: heard == ["hello"])
+        await processor.broadcast_to_group("g", 1)
+        assert await ann.receive_json() == 1
+        ann.leave()
+        await ann.ended()
+        assert processor.stats.connections == 0
