@@ -1,0 +1,55 @@
+"""What is served at the metrics' own addresses."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from asgi_enhance.asgi.problem import Problem
+from asgi_enhance.asgi.scope import header_values
+from asgi_enhance.asgi.types import Receive, Scope, Send
+from asgi_enhance.metrics.core import MetricsCollector
+from asgi_enhance.metrics.exposition import Format, negotiate, render
+
+
+class Endpoint:
+    """An ASGI app for each address. `allow` says who may read; None lets everybody."""
+
+    def __init__(self, collector: MetricsCollector, *, allow: Callable[[Scope], bool] | None) -> None:
+        self._collector = collector
+        self._allow = allow
+
+    async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The exposition in the format that Accept asks for."""
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        collector = self._collector
+        await collector.turn()
+        form = negotiate(b",".join(header_values(scope["headers"], b"accept")).decode("latin-1"))
+        if form is Format.JSON:
+            body = msgspec.json.encode(await collector.get_metrics())
+        else:
+            body, failures = await render(collector.totals(), collector.registry, form)
+            collector.errors += failures
+        await respond(scope, send, form.value, body)
+
+    def _refusal(self, scope: Scope) -> Problem | None:
+        if scope["type"] != "http":
+            return Problem(404)
+        if scope["method"] not in ("GET", "HEAD"):
+            return Problem(405, headers=[(b"allow", b"GET, HEAD")])
+        if self._allow is not None and not self._allow(scope):
+            return Problem(403, headers=[(b"cache-control", b"no-store")])
+        return None
+
+
+async def respond(scope: Scope, send: Send, kind: str, body: bytes) -> None:
+    headers = [
+        (b"content-type", kind.encode("latin-1")),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"vary", b"accept"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
