@@ -1,25 +1,28 @@
-"""Making connections to one server, with redis-py."""
+"""Making connections with redis-py: to a server, or to the primary that Sentinels name."""
 
 import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+import redis.asyncio
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from asgi_enhance.errors import ConfigError, RedisUnavailable
+from asgi_enhance.redis.address import Address
 
 
 class Dialer:
-    """Knows one server and how to connect to it: within `timeout` seconds, once, or `RedisUnavailable`."""
+    """Connects to one server: within `timeout` seconds, once, or `RedisUnavailable`."""
 
     def __init__(self, options: Mapping[str, Any], *, timeout: float) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
+        # RESP2 gives every reply the same shape on all servers; `?protocol=3` in the URL asks for RESP3.
         given = {"protocol": 2, **options}
-        self._make: type[AbstractConnection] = given.pop("connection_class", Connection)
+        self._connection: type[AbstractConnection] = given.pop("connection_class", Connection)
         self._options = {
             **given,
             "socket_timeout": timeout,
@@ -29,40 +32,125 @@ class Dialer:
             "retry": Retry(NoBackoff(), 0),
         }
         try:
-            self._new()
+            self._make()
         except (TypeError, ValueError, RedisError) as error:
             raise ConfigError(f"url: {error}") from None
 
     @property
     def label(self) -> str:
-        if issubclass(self._make, UnixDomainSocketConnection):
+        """What errors and log lines call the server."""
+        if issubclass(self._connection, UnixDomainSocketConnection):
             return f"unix://{self._options.get('path', '')}"
         return f"{self._options.get('host', 'localhost')}:{self._options.get('port', 6379)}"
 
-    def at(self, host: str, port: int) -> "Dialer":
-        """The same for another server."""
-        return Dialer(
-            {**self._options, "connection_class": self._make, "host": host, "port": port}, timeout=self._timeout
-        )
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**self._options, "connection_class": self._connection}
 
     def client_options(self, timeout: float) -> dict[str, Any]:
-        """The options of a redis-py pool for the same server, with a deadline of its own for replies."""
-        return {**self._options, "connection_class": self._make, "socket_timeout": timeout}
+        """What redis-py's Sentinel and Cluster clients take, which choose hosts and classes of connections."""
+        options = {**self._options, "socket_timeout": timeout, "ssl": issubclass(self._connection, SSLConnection)}
+        options.pop("host", None)
+        options.pop("port", None)
+        return options
+
+    def at(self, host: str, port: int, **changes: Any) -> "Dialer":
+        """The same for another server."""
+        return Dialer({**self.options, "host": host, "port": port, **changes}, timeout=self.timeout)
 
     async def connect(self) -> AbstractConnection:
-        connection = self._new()
+        connection = self._make()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException as error:
-            with contextlib.suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
+            await hang_up(connection)
             if isinstance(error, TimeoutError):
-                raise RedisUnavailable(f"{self.label} did not accept within {self._timeout:g} s") from error
+                raise RedisUnavailable(f"{self.label} did not accept within {self.timeout:g} s") from error
             if isinstance(error, RedisError | OSError):
                 raise RedisUnavailable(f"{self.label}: {error}") from error
             raise
         return connection
 
-    def _new(self) -> AbstractConnection:
-        return self._make(**self._options)
+    def client(self, timeout: float) -> redis.asyncio.Redis:
+        """redis-py's client for the same server; its replies may take `timeout` seconds."""
+        pool = redis.asyncio.ConnectionPool(**{**self.options, "socket_timeout": timeout})
+        return redis.asyncio.Redis.from_pool(pool)
+
+    def _make(self) -> AbstractConnection:
+        return self._connection(**self._options)
+
+
+class SentinelDialer:
+    """Connects to the primary of `address.service`, as the first Sentinel that answers names it."""
+
+    def __init__(self, address: Address, primary: Dialer, sentinel: Dialer) -> None:
+        self.label = f"{address.service} (by Sentinel)"
+        self._service = address.service
+        self._primary = primary
+        self._sentinels = [sentinel.at(host, port) for host, port in address.seeds]
+
+    async def connect(self) -> AbstractConnection:
+        connection = await self._primary.at(*await self._find()).connect()
+        try:
+            async with asyncio.timeout(self._primary.timeout):
+                role, *_ = await _ask(connection, "ROLE")
+        except BaseException as error:
+            await hang_up(connection)
+            if isinstance(error, TimeoutError | RedisError | OSError):
+                raise RedisUnavailable(f"{self.label}: {error!r}") from error
+            raise
+        if role != b"master":  # a Sentinel may not know yet of a failover
+            await hang_up(connection)
+            raise RedisUnavailable(f"{self.label}: what Sentinel names as the primary is a {role.decode()}")
+        return connection
+
+    def client(self, timeout: float) -> redis.asyncio.Redis:
+        """redis-py's client, which asks the Sentinels on its own."""
+        options = self._primary.client_options(timeout)
+        sentinel = redis.asyncio.Sentinel([], **options)  # type: ignore[no-untyped-call]
+        sentinel.sentinels = [dialer.client(dialer.timeout) for dialer in self._sentinels]
+        client: redis.asyncio.Redis = sentinel.master_for(self._service)
+        return client
+
+    async def _find(self) -> tuple[str, int]:
+        said: list[str] = []
+        for dialer in tuple(self._sentinels):
+            try:
+                connection = await dialer.connect()
+                try:
+                    async with asyncio.timeout(dialer.timeout):
+                        found = await _ask(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+                finally:
+                    await hang_up(connection)
+            except (RedisUnavailable, RedisError, OSError) as error:
+                said.append(f"{dialer.label}: {error}")
+                continue
+            if found is not None:
+                self._sentinels.remove(dialer)
+                self._sentinels.insert(0, dialer)  # the first to be asked next time
+                return found[0].decode(), int(found[1])
+            said.append(f"{dialer.label} does not know {self._service!r}")
+        raise RedisUnavailable(f"no Sentinel names a primary: {'; '.join(said)}")
+
+
+def dialer_for(address: Address, *, timeout: float) -> Dialer | SentinelDialer:
+    """What connects to `address`; for a cluster, to its first seed."""
+    options = dict(address.options)
+    login = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    dialer = Dialer(options, timeout=timeout)
+    if address.kind == "cluster":
+        return dialer.at(*address.seeds[0])
+    if address.kind == "sentinel":
+        return SentinelDialer(address, dialer, Dialer({**options, **login, "db": 0}, timeout=timeout))
+    return dialer
+
+
+async def hang_up(connection: AbstractConnection) -> None:
+    with contextlib.suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)
+
+
+async def _ask(connection: AbstractConnection, *command: str) -> Any:
+    await connection.send_command(*command)
+    return await connection.read_response()

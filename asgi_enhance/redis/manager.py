@@ -4,6 +4,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgi_enhance.asgi.lifespan import Resource
@@ -76,18 +77,16 @@ class RedisManager(Resource["Session"]):
                 raise ConfigError(f"{name}: must be positive, not {value!r}")
 
         from asgi_enhance.redis.address import Address
-        from asgi_enhance.redis.dial import Dialer
-        from asgi_enhance.redis.session import Plan, Session
+        from asgi_enhance.redis.cluster import ClusterSession
+        from asgi_enhance.redis.dial import Dialer, dialer_for
+        from asgi_enhance.redis.session import Plan, SingleSession
         from asgi_enhance.redis.wire import pack
 
         address = Address.parse(url)
-        if address.kind != "single":
-            raise ConfigError(f"url: {address.label!r}: only single servers are supported")
         self.prefix = prefix
+        self._label = address.label
         self.stats = RedisStats()
-        self._plan = Plan(
-            address=address,
-            dialer=Dialer(address.options, timeout=connect_timeout),
+        plan = Plan(
             stats=self.stats,
             connect_timeout=connect_timeout,
             command_timeout=command_timeout,
@@ -98,8 +97,12 @@ class RedisManager(Resource["Session"]):
             silence=silence,
             client_timeout=client_timeout,
         )
-        self._patience = connect_timeout + command_timeout
-        self._make_session: Callable[[], Session] = lambda: Session(self._plan)
+        self._patience = plan.patience
+        dialer = dialer_for(address, timeout=connect_timeout)
+        self._make_session: Callable[[], Session] = partial(SingleSession, plan, dialer)
+        if address.kind == "cluster":
+            assert isinstance(dialer, Dialer)
+            self._make_session = partial(ClusterSession, plan, address, dialer)
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._pack = pack
         self._known: set[object] = set()  # names of commands as callers spell them, found to be good
@@ -115,15 +118,16 @@ class RedisManager(Resource["Session"]):
         return manager
 
     def __repr__(self) -> str:
-        return f"<RedisManager {self._plan.address.label} {'available' if self.available else 'unavailable'}>"
+        return f"<RedisManager {self._label} {'available' if self.available else 'unavailable'}>"
 
-    async def execute(self, *command: Argument, idempotent: bool = False) -> Any:
+    async def execute(self, name: str | bytes, *arguments: Argument, idempotent: bool = False) -> Any:
         """Run one command and give its reply as it came: bytes, ints, lists.
 
         `RedisUnavailable` when Redis is away or too slow; redis-py's `ResponseError` when it says no. A command that
         may have run is sent again only if `idempotent`.
         """
-        if command[0] not in self._known:
+        command = (name, *arguments)
+        if name not in self._known:
             self._judge(command)
         try:
             packed = self._pack(command)

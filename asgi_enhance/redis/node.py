@@ -15,10 +15,12 @@ from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis.breaker import Breaker
 from asgi_enhance.redis.pipeline import ConnectionLost, Pipeline
 from asgi_enhance.redis.stats import RedisStats
+from asgi_enhance.redis.wire import pack
 
 logger = logging.getLogger("asgi_enhance.redis")
 
-PING = b"*1\r\n$4\r\nPING\r\n"
+PING = pack(("PING",))
+ASKING = pack(("ASKING",))
 
 
 class Node:
@@ -59,6 +61,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._attempt: asyncio.Task[RedisUnavailable | None] | None = None
         self._refusal = ""
+        self._retired = False
 
     async def call(self, command: bytes, *, idempotent: bool, asking: bool = False) -> Any:
         """The reply to one packed command. What may have run is sent again only if it is idempotent."""
@@ -67,15 +70,20 @@ class Node:
             pipeline = await self._ready()
         self._stats.commands += 1
         try:
+            if asking:
+                pipeline.send(ASKING).add_done_callback(_ignore)
             return await pipeline.send(command)
         except ConnectionLost as lost:
             if lost.maybe_executed and not idempotent:
                 raise
         pipeline = await self._ready()
         self._stats.repeated += 1
+        if asking:
+            pipeline.send(ASKING).add_done_callback(_ignore)
         return await pipeline.send(command)
 
     async def aclose(self) -> None:
+        self._retired = True
         pipeline, self.pipeline = self.pipeline, None
         if pipeline is not None:
             await pipeline.aclose()
@@ -163,13 +171,18 @@ class Node:
 
     async def _probe(self) -> None:
         """Ask until there is an answer. The connection that gave it is the next one in service."""
-        while self.breaker.is_open:
+        while self.breaker.is_open and not self._retired:
             await asyncio.sleep(self.breaker.next_probe(_rng))
             with contextlib.suppress(RedisUnavailable, RedisError):
                 pipeline = await self._dial()
                 await pipeline.send(PING)
                 self.pipeline = pipeline
                 self._replied()
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 _rng = random.Random()

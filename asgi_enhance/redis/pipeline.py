@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ClusterDownError, ConnectionError, MasterDownError, ReadOnlyError
+from redis.exceptions import AskError, ClusterDownError, ConnectionError, ReadOnlyError, TryAgainError
 
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis.stats import RedisStats
@@ -23,7 +23,9 @@ _GRACE = 0.002
 
 # Errors that say the server is not in service; the command has not run. redis-py's ConnectionError stands for LOADING,
 # too many clients and the like.
-_OUT_OF_SERVICE = (ConnectionError, ClusterDownError, MasterDownError, ReadOnlyError)
+_OUT_OF_SERVICE = (ConnectionError, ClusterDownError, ReadOnlyError)
+# MOVED is an ASK to redis-py.
+_REDIRECTION = (AskError, TryAgainError)
 
 
 class ConnectionLost(RedisUnavailable):
@@ -64,6 +66,7 @@ class Pipeline(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._wire = Wire(connection, self)
         self._closed = False
+        self._retired = False
         self._waiting: deque[asyncio.Future[Any]] = deque()  # one for each command not answered, oldest first
         self._unsent: list[bytes] = []  # the commands of this turn of the loop: the tail of `_waiting`
         self._written = 0  # commands written, ever
@@ -116,7 +119,7 @@ class Pipeline(asyncio.Protocol):
             if not future.done():
                 future.set_exception(error(f"redis {reason}", maybe_executed=len(self._waiting) >= unsent))
         self._unsent.clear()
-        self._on_lost(self, reason)
+        self._retire(reason)
         self._wake(len(self._callers))
 
     async def aclose(self) -> None:
@@ -150,6 +153,9 @@ class Pipeline(asyncio.Protocol):
             self.discard(f"{self._label} sent what is not an answer: {error!r}")
         if self._closed:
             return
+        if self._retired and not waiting:
+            self.discard(f"{self._label} is not in service")
+            return
         if self.full and not self._paused and len(waiting) < self._max_in_flight:
             self.full = False
             self._wake(self._max_in_flight - len(waiting))
@@ -171,14 +177,21 @@ class Pipeline(asyncio.Protocol):
     # inside
 
     def _error(self, future: asyncio.Future[Any], reply: Exception) -> None:
-        self._stats.errors += 1
+        self._stats.errors += not isinstance(reply, _REDIRECTION)
+        error = reply
         if isinstance(reply, _OUT_OF_SERVICE):
             reason = f"{self._label} is not in service: {getattr(reply, 'status_code', None) or ''} {reply}"
-            if not future.done():
-                future.set_exception(RedisUnavailable(f"redis {reason}"))
-            self.discard(reason)
-        elif not future.done():
-            future.set_exception(reply)
+            error = RedisUnavailable(f"redis {reason}")
+            if not isinstance(reply, ClusterDownError):  # which is about a slot, not about the server
+                self._retire(reason)
+        if not future.done():
+            future.set_exception(error)
+
+    def _retire(self, reason: str) -> None:
+        """Take no more commands; the replies still due may come."""
+        if not self._retired:
+            self._retired = True
+            self._on_lost(self, reason)
 
     def _flush(self) -> None:
         commands = self._unsent

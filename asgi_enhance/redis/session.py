@@ -1,22 +1,22 @@
-"""What a manager has on one event loop: the connections to its servers, and redis-py's client."""
+"""What a manager has on one event loop: the connections to its server, and redis-py's client."""
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import SentinelConnectionPool
 
 from asgi_enhance.asgi.tasks import Tasks
-from asgi_enhance.redis.address import Address
 from asgi_enhance.redis.breaker import Breaker
-from asgi_enhance.redis.dial import Dialer
 from asgi_enhance.redis.node import Node
 from asgi_enhance.redis.stats import RedisStats
 from asgi_enhance.redis.subscribe import Subscription
 from asgi_enhance.redis.subscriber import Subscriber
 
+Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 Connect = Callable[[], Awaitable[AbstractConnection]]
 
 
@@ -24,8 +24,6 @@ Connect = Callable[[], Awaitable[AbstractConnection]]
 class Plan:
     """A manager's settings, and how nodes and subscribers are made from them."""
 
-    address: Address
-    dialer: Dialer
     stats: RedisStats
     connect_timeout: float
     command_timeout: float
@@ -35,6 +33,11 @@ class Plan:
     max_probe_delay: float
     silence: float
     client_timeout: float
+
+    @property
+    def patience(self) -> float:
+        """The longest a command takes when nothing is sent twice."""
+        return self.connect_timeout + self.command_timeout
 
     def node(self, connect: Connect, label: str, tasks: Tasks) -> Node:
         return Node(
@@ -49,7 +52,7 @@ class Plan:
         )
 
     def subscriber(
-        self, connect: Connect, label: str, tasks: Tasks, on_moved: Callable[[list[Subscription]], None] | None = None
+        self, connect: Connect, label: str, tasks: Tasks, on_moved: Callable[[], None] | None = None
     ) -> Subscriber:
         return Subscriber(
             connect,
@@ -65,20 +68,50 @@ class Plan:
         return Breaker(threshold=self.breaker_threshold, first_delay=self.probe_delay, last_delay=self.max_probe_delay)
 
 
-class Session:
-    """One server (itself, or the primary that the Sentinels name): a node, and a connection for subscriptions."""
+class Session(Protocol):
+    """What the manager asks of the loop's session; commands and subscriptions find their server in it."""
 
-    def __init__(self, plan: Plan) -> None:
+    @property
+    def available(self) -> bool: ...
+    @property
+    def client(self) -> Client: ...
+    def call(self, command: tuple[Any, ...], packed: bytes, idempotent: bool) -> Awaitable[Any]: ...
+    def subscribe(self, subscription: Subscription) -> None: ...
+    def unsubscribe(self, subscription: Subscription) -> None: ...
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> None: ...
+    async def aclose(self) -> None: ...
+    def drop(self) -> None: ...
+
+
+class Server(Protocol):
+    """Where a single session connects: a `Dialer` or a `SentinelDialer`."""
+
+    @property
+    def label(self) -> str: ...
+    async def connect(self) -> AbstractConnection: ...
+    def client(self, timeout: float) -> redis.asyncio.Redis: ...
+
+
+class SingleSession:
+    """One server: a connection for commands, and one for subscriptions."""
+
+    def __init__(self, plan: Plan, server: Server) -> None:
         self._plan = plan
+        self._server = server
         self._tasks = Tasks()
-        connect = plan.dialer.connect
-        self._node = plan.node(connect, plan.dialer.label, self._tasks)
-        self._subscriber = plan.subscriber(connect, plan.dialer.label, self._tasks)
+        self._node = plan.node(server.connect, server.label, self._tasks)
+        self._subscriber = plan.subscriber(server.connect, server.label, self._tasks)
         self._client: redis.asyncio.Redis | None = None
 
     @property
     def available(self) -> bool:
         return not self._node.breaker.is_open
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = self._server.client(self._plan.client_timeout)
+        return self._client
 
     def call(self, command: tuple[Any, ...], packed: bytes, idempotent: bool) -> Awaitable[Any]:
         return self._node.call(packed, idempotent=idempotent)
@@ -89,26 +122,22 @@ class Session:
     def unsubscribe(self, subscription: Subscription) -> None:
         self._subscriber.remove(subscription)
 
-    def spawn(self, coroutine: Any, *, name: str) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> None:
         self._tasks.spawn(coroutine, name=name)
-
-    @property
-    def client(self) -> redis.asyncio.Redis:
-        if self._client is None:
-            self._client = self._make_client()
-        return self._client
 
     async def aclose(self) -> None:
         await self._tasks.cancel()
         await self._node.aclose()
         if self._client is not None:
-            with contextlib.suppress(redis.RedisError, OSError):
-                await self._client.aclose()
+            await close_client(self._client)
 
     def drop(self) -> None:
         self._node.drop()
         self._subscriber.drop()
 
-    def _make_client(self) -> redis.asyncio.Redis:
-        pool = redis.asyncio.ConnectionPool(**self._plan.dialer.client_options(self._plan.client_timeout))
-        return redis.asyncio.Redis.from_pool(pool)
+
+async def close_client(client: Client) -> None:
+    with contextlib.suppress(redis.RedisError, OSError):
+        await client.aclose()
+        if isinstance(client, redis.asyncio.Redis) and isinstance(client.connection_pool, SentinelConnectionPool):
+            await client.connection_pool.sentinel_manager.aclose()

@@ -16,7 +16,7 @@ from asgi_enhance.redis.wire import NOTHING, Wire, pack
 Key = tuple[bool, bytes]  # sharded, channel
 
 _BATCH = 512  # channels in one SUBSCRIBE
-_PING = b"*1\r\n$4\r\nPING\r\n"
+_PING = pack(("PING",))
 
 
 class Subscriber:
@@ -29,7 +29,7 @@ class Subscriber:
         breaker: used for its delays between attempts.
         stats: where to count.
         tasks: the owner of the task.
-        on_moved: called with the subscriptions of a sharded channel that the server has dropped.
+        on_moved: called when the server has dropped a sharded channel, because its slot moved.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Subscriber:
         breaker: Breaker,
         stats: RedisStats,
         tasks: Tasks,
-        on_moved: Callable[[list[Subscription]], None] | None = None,
+        on_moved: Callable[[], None] | None = None,
     ) -> None:
         self.label = label
         self.wanted: dict[Key, list[Subscription]] = {}
@@ -76,6 +76,9 @@ class Subscriber:
                 del self.wanted[key]
                 if self._listener is not None:
                     self._listener.unsubscribe(key)
+
+    def holds(self, subscription: Subscription) -> bool:
+        return subscription in self.wanted.get((subscription.sharded, subscription.channel), ())
 
     async def aclose(self) -> None:
         if self._task is not None:
@@ -125,11 +128,10 @@ class Subscriber:
 
     def moved(self, key: Key) -> None:
         """The server has dropped a sharded channel: its slot is served elsewhere now."""
-        listeners = self.wanted.pop(key, [])
-        for subscription in listeners:
+        for subscription in self.wanted.pop(key, ()):
             subscription.unconfirm()
-        if self._on_moved is not None and listeners:
-            self._on_moved(listeners)
+        if self._on_moved is not None:
+            self._on_moved()
 
 
 class Listener(asyncio.Protocol):
