@@ -1,0 +1,147 @@
+"""Makes of each `Rule` what runs: everything that can be settled before the first request is settled here."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import TypeVar
+
+from asgi_enhance.asgi.address import ClientAddress
+from asgi_enhance.asgi.types import Scope
+from asgi_enhance.errors import ConfigError
+from asgi_enhance.ratelimit.decision import GUARD, STRIKE, TAKE, Demand
+from asgi_enhance.ratelimit.keys import Identity, Key, spell
+from asgi_enhance.ratelimit.notation import Limits, quotas
+from asgi_enhance.ratelimit.policy import MAX_LIMIT, Quota
+from asgi_enhance.ratelimit.rules import Rule, check_cost, path_matcher, resolve_key
+
+logger = logging.getLogger("asgi_enhance.ratelimit")
+
+Exempt = str | Callable[[Scope], bool]
+
+T = TypeVar("T")
+
+DEFAULT = "default"
+
+
+class BoundRule:
+    """A rule with its name, its key and, where they do not depend on the request, its quotas.
+
+    plain:     there is nothing to do but to take one decision.
+    static:    quotas and cost are the same for all requests.
+    in_flight: requests of each identity that hold a slot of the rule's `concurrency`.
+    """
+
+    __slots__ = (
+        "_ban",
+        "_cost",
+        "_on_error",
+        "_quotas",
+        "in_flight",
+        "key",
+        "match",
+        "name",
+        "plain",
+        "rule",
+        "static",
+    )
+
+    def __init__(self, rule: Rule, name: str, client: Key, on_error: str) -> None:
+        self.rule = rule
+        self.name = name
+        self.match = rule.matcher()
+        self.key = resolve_key(rule.key, client)
+        self.in_flight: dict[str, int] = {}
+        self._on_error = rule.on_error or on_error
+        self._ban = rule.ban.quotas(name) if rule.ban else ()
+        self._quotas: tuple[Quota, ...] = ()
+        self._cost = 1
+        self.plain = not (rule.concurrency or rule.charge or rule.max_delay or rule.shadow)
+        self.static = not callable(rule.limits) and not callable(rule.cost)
+        if not callable(rule.limits) and not callable(rule.cost) and rule.limits is not None:
+            self._quotas, self._cost = quotas(rule.limits, name), rule.cost
+        for quota in self._quotas:
+            if self._cost > quota.capacity:
+                raise ConfigError(f"Rule {name!r}: cost {self._cost} never fits into {quota.name!r}")
+
+    async def identity(self, value: Identity | Awaitable[Identity]) -> str | None:
+        """Whose request it is by what `key` gave for it; None if it is not this rule's."""
+        value = await _result(value)
+        return None if value is None else spell(value)
+
+    def demands(self, identity: str) -> list[Demand]:
+        """What a request of this identity asks for, if the rule is `static`."""
+        return self._asked(self._quotas, self._cost, identity)
+
+    async def demands_of(self, scope: Scope, identity: str) -> list[Demand]:
+        """What this very request asks for."""
+        limits, cost = self.rule.limits, self.rule.cost
+        given = await _result(limits(scope)) if callable(limits) else limits
+        units = await _result(cost(scope)) if callable(cost) else cost
+        try:
+            check_cost(units)
+        except ConfigError as error:
+            logger.error("rule %r: %s; the request is refused", self.name, error)
+            units = MAX_LIMIT + 1  # more than any quota holds
+        return self._asked(() if given is None else quotas(given, self.name), units, identity)
+
+    def _asked(self, found: tuple[Quota, ...], cost: int, identity: str) -> list[Demand]:
+        asked = [Demand(quota, identity, cost, TAKE, self._on_error) for quota in found]
+        if asked and self._ban:
+            refusals, ban = self._ban
+            asked.append(Demand(refusals, identity, 1, STRIKE, self._on_error))
+            asked.append(Demand(ban, identity, 1, GUARD, self._on_error))
+        return asked
+
+
+async def _result(value: T | Awaitable[T]) -> T:
+    return await value if isinstance(value, Awaitable) else value
+
+
+def bind(rules: Sequence[Rule], default: Rule | Limits | None, client: Key, on_error: str) -> tuple[BoundRule, ...]:
+    """All rules, the default one last. ConfigError if two have the same name."""
+    bound = [BoundRule(rule, rule.name or f"rule-{i}", client, on_error) for i, rule in enumerate(rules, 1)]
+    if default is not None:
+        rule = default if isinstance(default, Rule) else Rule(default)
+        bound.append(BoundRule(rule, rule.name or DEFAULT, client, on_error))
+    names = [rule.name for rule in bound]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"rules: names must differ, not {names}")
+    return tuple(bound)
+
+
+def exemption(exempt: Sequence[Exempt], address: ClientAddress) -> Callable[[Scope], bool] | None:
+    """Whether a request is exempt; None if none ever is."""
+    tests: list[Callable[[Scope], bool]] = []
+    networks: list[IPv4Network | IPv6Network] = []
+    for entry in exempt:
+        if callable(entry):
+            tests.append(entry)
+        elif "/" in entry and entry.partition(" ")[2].startswith("/"):
+            method, _, path = entry.partition(" ")
+            tests.append(_method_and_path(method.upper(), path))
+        elif entry.startswith("/"):
+            tests.append(path_matcher((entry,)))
+        else:
+            try:
+                networks.append(ip_network(entry))
+            except ValueError:
+                raise ConfigError(f"exempt: {entry!r} is neither a path, 'METHOD /path' nor a network") from None
+    if networks:
+        tests.append(_from_networks(networks, address))
+    return (lambda scope: any(test(scope) for test in tests)) if tests else None
+
+
+def _method_and_path(method: str, path: str) -> Callable[[Scope], bool]:
+    on_path = path_matcher((path,))
+    return lambda scope: scope.get("method", "GET") == method and on_path(scope)
+
+
+def _from_networks(networks: Sequence[IPv4Network | IPv6Network], address: ClientAddress) -> Callable[[Scope], bool]:
+    def test(scope: Scope) -> bool:
+        try:
+            client = ip_address(address(scope) or "")
+        except ValueError:
+            return False
+        return any(client in network for network in networks)
+
+    return test

@@ -1,0 +1,268 @@
+"""The limiter itself: call it from your own code, or let `RateLimitMiddleware` do so.
+
+limiter = RateLimiter({"default": "100/minute", "login": "5/minute burst 2"}, redis="redis://localhost")
+if not await limiter.is_allowed(user_id, "login"):
+    ...
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from msgspec.structs import replace
+
+from asgi_enhance.asgi.lifespan import Resource
+from asgi_enhance.errors import ConfigError, RateLimitError, RedisUnavailable
+from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Stats
+from asgi_enhance.ratelimit.keys import Identity, spell
+from asgi_enhance.ratelimit.memory import MemoryStore
+from asgi_enhance.ratelimit.notation import Limits, quotas
+from asgi_enhance.ratelimit.policy import MAX_LIMIT
+
+logger = logging.getLogger("asgi_enhance.ratelimit")
+
+ON_ERROR = ("local", "open", "closed")
+
+RETRY_UNAVAILABLE = 1.0
+"""Seconds after which to come back to a limiter that could not decide: about when Redis is tried again."""
+
+
+class RateLimiter(Resource[Any]):
+    """Admits so many requests of an identity in a window, and so many at once.
+
+    limits:           by endpoint type, `"default"` for all others: `"100/minute burst 20"`, `{"requests": 100,
+                      "window": 60}` or quotas; or one such for everything. Assignable at run time. Default: 100 a
+                      minute.
+    redis:            a `RedisManager` or a URL: one count for all processes. Default: each process counts for itself.
+    on_error:         without Redis: `local` (each process admits its share), `open` (admit) or `closed` (refuse).
+                      Default: `local`.
+    expected_workers: processes that share a limit, for `local`. Default: 1.
+    budget:           seconds a decision of Redis may take. Default: 0.05.
+    max_keys:         identities kept in memory for each quota. Default: 100 000.
+    deny_keys:        refused identities remembered beside Redis; 0 turns this off. Default: 10 000.
+    deny_seconds:     how long one of them is refused without asking Redis, at most. Default: 10.
+    max_waiting:      requests that wait for one decision, or out a delay. Default: 10 000.
+
+    Raises ConfigError for a limit or an option that cannot work.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | Mapping[str, Limits] | None = None,
+        *,
+        redis: Any = None,
+        on_error: str = "local",
+        expected_workers: int = 1,
+        budget: float = 0.05,
+        max_keys: int = 100_000,
+        deny_keys: int = 10_000,
+        deny_seconds: float = 10.0,
+        max_waiting: int = 10_000,
+    ) -> None:
+        super().__init__()
+        if on_error not in ON_ERROR:
+            raise ConfigError(f"on_error must be one of {ON_ERROR}, not {on_error!r}")
+        for name, value, least in (
+            ("expected_workers", expected_workers, 1),
+            ("max_keys", max_keys, 1),
+            ("deny_keys", deny_keys, 0),
+            ("max_waiting", max_waiting, 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        for name, seconds in (("budget", budget), ("deny_seconds", deny_seconds)):
+            if not 0 < seconds < float("inf"):
+                raise ConfigError(f"{name} must be seconds, more than 0, not {seconds!r}")
+        self.stats = Stats()
+        self.limits = limits if limits is not None else {"default": {"requests": 100, "window": 60}}
+        self._memory = MemoryStore(self.stats, max_keys=max_keys)
+        self._manager = None
+        if redis is not None:
+            from asgi_enhance.redis import RedisManager
+
+            self._manager = RedisManager.of(redis)
+        self._on_error = on_error
+        self._share = lru_cache(maxsize=1024)(lambda quota: quota.share(expected_workers))
+        self._options: dict[str, Any] = {
+            "budget": budget,
+            "deny_keys": deny_keys,
+            "deny_seconds": deny_seconds,
+            "max_waiting": max_waiting,
+        }
+        self._max_delayed = max_waiting
+        self._delayed = 0
+
+    @property
+    def limits(self) -> Mapping[str, Any]:
+        """The limits by endpoint type, as they were given. Read-only: to change them, assign new ones."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits | Mapping[str, Limits]) -> None:
+        by_type: Any = limits if isinstance(limits, Mapping) and "requests" not in limits else {"default": limits}
+        if "default" not in by_type:
+            raise ConfigError(f"limits must have a 'default' for all other endpoint types, not only {sorted(by_type)}")
+        self._quotas = {name: quotas(given, name) for name, given in by_type.items()}
+        self._limits = MappingProxyType(dict(by_type))
+
+    # What your own code calls.
+
+    async def connect(self) -> None:
+        """Start now instead of with the first decision. `async with limiter:` does the same and stops at its end."""
+        await self.__aenter__()
+
+    async def disconnect(self) -> None:
+        await self.aclose()
+
+    async def is_allowed(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> bool:
+        """Take `cost` units if they fit, and say whether they did."""
+        return (await self.hit(client_id, endpoint_type, cost)).allowed
+
+    async def get_remaining_requests(self, client_id: Identity, endpoint_type: str = "api") -> int:
+        """How many units would be admitted now."""
+        return (await self.peek(client_id, endpoint_type)).remaining
+
+    async def hit(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> Decision:
+        """Take `cost` units if they fit: the whole decision."""
+        return await self.acquire(self.demands(client_id, endpoint_type, cost))
+
+    async def peek(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> Decision:
+        """What `hit` would say, without taking anything."""
+        demands = self.demands(client_id, endpoint_type, cost)
+        if self._manager is not None:
+            try:
+                decision: Decision = await (await self.started()).peek(demands)
+            except RedisUnavailable:
+                return self._alone(demands, self._memory.peek)
+            return decision
+        return self._memory.peek(demands)
+
+    async def reset(self, client_id: Identity, endpoint_type: str = "api") -> None:
+        """Forget what this client has used. Other processes may go on refusing him for `deny_seconds`."""
+        demands = self.demands(client_id, endpoint_type, 1)
+        self._memory.reset(self._shares(demands))
+        if self._manager is not None:
+            await (await self.started()).reset(demands)
+
+    def demands(self, client_id: Identity, endpoint_type: str, cost: int) -> tuple[Demand, ...]:
+        """What a request of this client at an endpoint of this type asks for."""
+        if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= MAX_LIMIT:
+            raise RateLimitError(f"cost must be a whole number from 1 to {MAX_LIMIT}, not {cost!r}")
+        identity = spell(client_id)
+        found = self._quotas.get(endpoint_type) or self._quotas["default"]
+        return tuple(Demand(quota, identity, cost) for quota in found)
+
+    # What the layer calls, with demands of its own.
+
+    def acquire_now(self, demands: tuple[Demand, ...]) -> Decision | None:
+        """Decide at once, if that needs nobody else; None if it takes an `acquire`."""
+        if self._manager is not None:
+            return None
+        return self._counted(self._memory.hit(demands))
+
+    async def acquire(self, demands: tuple[Demand, ...], *, max_delay: float = 0.0) -> Decision:
+        """Admit all demands or none of them, after a delay of up to `max_delay` seconds if they fit then."""
+        decision = await self._decide(demands)
+        if not decision.allowed and max_delay and self._delayed < self._max_delayed:
+            decision = await self._later(demands, decision, time.monotonic() + max_delay)
+        return self._counted(decision)
+
+    async def watch(self, demands: tuple[Demand, ...]) -> Decision:
+        """Decide and count, for nobody to obey (a shadow rule)."""
+        decision = await self._decide(demands)
+        self.stats.shadowed += not decision.allowed
+        return decision
+
+    async def charge(self, demands: tuple[Demand, ...]) -> None:
+        """Take units whether they fit or not: the price turned out higher."""
+        self.stats.charged += sum(demand.cost for demand in demands)
+        if self._manager is not None:
+            try:
+                await (await self.started()).charge(demands)
+            except RedisUnavailable:
+                self._memory.charge(self._shares(demands))
+        else:
+            self._memory.charge(demands)
+
+    async def refund(self, demands: tuple[Demand, ...], decision: Decision) -> None:
+        """Give back units that `decision` admitted, as far as they still count."""
+        self.stats.refunded += sum(demand.cost for demand in demands)
+        if self._manager is None:
+            self._memory.refund(demands, decision.at)
+        elif decision.degraded:
+            self._memory.refund(self._shares(demands), decision.at)
+        else:
+            try:
+                await (await self.started()).refund(demands, decision.at)
+            except RedisUnavailable:
+                logger.debug("a refund was lost: Redis is away")
+
+    async def _decide(self, demands: tuple[Demand, ...]) -> Decision:
+        if self._manager is None:
+            return self._memory.hit(demands)
+        try:
+            decision: Decision = await (await self.started()).hit(demands)
+        except RedisUnavailable:
+            self.stats.unavailable += 1
+            return self._alone(demands, self._memory.hit)
+        return decision
+
+    async def _later(self, demands: tuple[Demand, ...], decision: Decision, deadline: float) -> Decision:
+        self._delayed += 1
+        try:
+            while not decision.allowed and decision.retry_after is not None:
+                if time.monotonic() + decision.retry_after > deadline:
+                    break
+                await asyncio.sleep(decision.retry_after)
+                decision = await self._decide(demands)
+        finally:
+            self._delayed -= 1
+        self.stats.delayed += decision.allowed
+        return decision
+
+    def _alone(self, demands: tuple[Demand, ...], decide: Any) -> Decision:
+        """Without Redis: each demand as its rule wants it."""
+        modes = [demand.on_error or self._on_error for demand in demands]
+        if "closed" in modes:
+            names = tuple(demand.quota.name for demand, mode in zip(demands, modes, strict=True) if mode == "closed")
+            return Decision(False, (), RETRY_UNAVAILABLE, names, "unavailable", degraded=True)
+        local = tuple(demand for demand, mode in zip(demands, modes, strict=True) if mode == "local")
+        if not local:
+            return Decision(True, degraded=True)
+        decision: Decision = decide(self._shares(local))
+        decision.degraded = True
+        return decision
+
+    def _shares(self, demands: tuple[Demand, ...]) -> tuple[Demand, ...]:
+        if self._manager is None:
+            return demands
+        return tuple(
+            replace(demand, quota=self._share(demand.quota)) if demand.role == TAKE else demand for demand in demands
+        )
+
+    def _counted(self, decision: Decision) -> Decision:
+        if decision.allowed:
+            self.stats.allowed += 1
+        else:
+            self.stats.refused += 1
+            self.stats.banned += decision.reason == "ban"
+        return decision
+
+    # The room (see `Resource`): what belongs to one event loop.
+
+    async def _start(self) -> Any:
+        if self._manager is None:
+            return self._memory
+        from asgi_enhance.ratelimit.shared import RedisStore
+
+        await self._manager.__aenter__()
+        return RedisStore(self._manager, self.stats, **self._options)
+
+    async def _stop(self, store: Any) -> None:
+        if self._manager is not None:
+            await store.aclose()
+            await self._manager.__aexit__(None, None, None)

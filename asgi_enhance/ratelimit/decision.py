@@ -1,0 +1,94 @@
+"""What the limiter is asked and what it answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from asgi_enhance.ratelimit.policy import NEVER, SECOND, Quota
+
+TAKE, GUARD, STRIKE = "take", "guard", "strike"
+
+
+class Demand(msgspec.Struct, frozen=True, gc=False):
+    """So much of a quota for an identity. A request makes one or several, which are granted all or none.
+
+    role: TAKE: the usual one. GUARD: there must be room, but none is taken. STRIKE: counts a refusal; when there is
+          no room left for more, the GUARD that follows it is taken from. These two make a ban.
+    on_error: what happens to it without Redis: "local", "open", "closed", or "" for what the limiter does by default.
+    """
+
+    quota: Quota
+    identity: str
+    cost: int = 1
+    role: str = TAKE
+    on_error: str = ""
+
+
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """Where an identity stands with a quota after the decision.
+
+    remaining: units it may still use now.
+    reset:     seconds until there are more than that; 0 if nothing is used.
+    """
+
+    quota: Quota
+    remaining: int
+    reset: float
+
+
+class Decision(msgspec.Struct, gc=False):
+    """Whether a request is admitted, and all that an answer says about it.
+
+    allowed:     the request may go on.
+    standings:   one for each quota that was asked.
+    retry_after: seconds until the same request can be admitted if nobody else comes; None if it is admitted or never
+                 will be.
+    violated:    the names of the quotas that refused.
+    reason:      `quota` · `ban` · `concurrency` · `cost` (can never be admitted) · `unavailable`.
+    degraded:    decided without Redis although there is one.
+    at:          when it was admitted, in microseconds of the deciding clock; a refund needs it.
+    """
+
+    allowed: bool
+    standings: tuple[Standing, ...] = ()
+    retry_after: float | None = None
+    violated: tuple[str, ...] = ()
+    reason: str = ""
+    degraded: bool = False
+    at: int = 0
+
+    @property
+    def remaining(self) -> int:
+        """The least that is left of any quota."""
+        return min((standing.remaining for standing in self.standings), default=0)
+
+
+def refusal(demands: Sequence[Demand], waits: Sequence[int], standings: tuple[Standing, ...]) -> Decision:
+    """The refusal of demands that would have to wait so many microseconds each (policy.NEVER: for ever)."""
+    refusing = [(demand, wait) for demand, wait in zip(demands, waits, strict=True) if demand.role != STRIKE and wait]
+    bans = [(demand, wait) for demand, wait in refusing if demand.role == GUARD]
+    refusing = bans or refusing
+    reason = "ban" if bans else "quota"
+    retry_after: float | None = max(wait for _, wait in refusing) / SECOND
+    if any(wait == NEVER for _, wait in refusing):
+        reason, retry_after = "cost", None
+    return Decision(False, standings, retry_after, tuple(demand.quota.name for demand, _ in refusing), reason)
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a limiter has done since it was made."""
+
+    allowed: int = 0
+    refused: int = 0
+    refused_locally: int = 0  # of those: from the deny memory, without a call
+    calls: int = 0  # script calls to Redis
+    unavailable: int = 0  # decisions that Redis did not take in time
+    charged: int = 0
+    refunded: int = 0
+    delayed: int = 0
+    banned: int = 0  # refused because of a ban
+    shadowed: int = 0  # would have been refused
+    overflowed: int = 0  # decided in the bucket that identities share when the memory is full
+    evicted: int = 0  # had not recovered, had to give way

@@ -1,0 +1,126 @@
+"""Whose request is it? Turns a request into the identity that a limit is kept for.
+
+A key is any callable `key(scope)`, sync or async, that returns a string, bytes, an integer, a tuple of these, or None
+for "this rule is not about this request". The ones here are the usual ones.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from hashlib import blake2b
+from ipaddress import ip_network
+from typing import Any, TypeAlias
+
+from asgi_enhance.asgi.address import ClientAddress, normalise
+from asgi_enhance.asgi.scope import header
+from asgi_enhance.asgi.types import Scope
+from asgi_enhance.errors import ConfigError, RateLimitError
+
+Identity: TypeAlias = str | bytes | int | tuple[Any, ...] | None
+Key = Callable[[Scope], Identity | Awaitable[Identity]]
+
+LONGEST = 64
+"""Characters of an identity that are kept as they are; longer ones are hashed, so that nobody fills the memory."""
+
+UNKNOWN = "\0unknown"
+"""All clients without an address (UNIX sockets, mostly) together. No real address is spelled like this."""
+
+
+def by_client(address: ClientAddress | None = None, *, ipv6_prefix: int = 64) -> Key:
+    """The client's address. An IPv6 client is its network of `ipv6_prefix` bits: one customer has all of that.
+
+    Raises ConfigError for an `ipv6_prefix` outside 1 to 128.
+    """
+    if not 1 <= ipv6_prefix <= 128:
+        raise ConfigError(f"ipv6_prefix must be from 1 to 128, not {ipv6_prefix!r}")
+
+    @lru_cache(maxsize=4096)
+    def network(text: str) -> str:
+        plain = normalise(text.partition("%")[0])
+        if plain is None or ":" not in plain:
+            return plain or text
+        return str(ip_network(f"{plain}/{ipv6_prefix}", strict=False))
+
+    def peer(scope: Scope) -> Identity:
+        client = scope.get("client")
+        if not client or not client[0]:
+            return UNKNOWN
+        text: str = client[0]
+        return network(text) if ":" in text else text
+
+    def behind_proxies(scope: Scope) -> Identity:
+        assert address is not None
+        text = address(scope)
+        if text is None:
+            return UNKNOWN
+        return network(text) if ":" in text else text
+
+    return peer if address is None else behind_proxies
+
+
+def by_header(name: str) -> Key:
+    """The value of a request header, such as an API key. Requests without it are not this rule's.
+
+    Whoever can make values up has as many buckets as he likes: check them first, or keep a rule by client beside it.
+    """
+    wanted = name.lower().encode("latin-1")
+
+    def key(scope: Scope) -> Identity:
+        return header(scope["headers"], wanted)
+
+    return key
+
+
+def by_user(scope: Scope) -> Identity:
+    """The user that an authentication layer further out has put into `scope["user"]`; nobody's if there is none."""
+    user = scope.get("user")
+    if user is None or not getattr(user, "is_authenticated", True):
+        return None
+    if isinstance(user, str | int):
+        return user
+    for attribute in ("identity", "id", "username", "display_name"):
+        try:
+            value = user[attribute] if isinstance(user, dict) else getattr(user, attribute)
+        except (AttributeError, KeyError, NotImplementedError):
+            continue
+        if value not in (None, ""):
+            return value if isinstance(value, str | int | bytes) else str(value)
+    return None
+
+
+def combine(*keys: Key) -> Key:
+    """All of the keys together; None if any of them is."""
+
+    async def key(scope: Scope) -> Identity:
+        parts = []
+        for one in keys:
+            part = one(scope)
+            if isinstance(part, Awaitable):
+                part = await part
+            if part is None:
+                return None
+            parts.append(part)
+        return tuple(parts)
+
+    return key
+
+
+def spell(identity: Any) -> str:
+    """An identity as one string that no other identity has: types and the parts of tuples are told apart."""
+    if isinstance(identity, str):
+        text = identity if not identity.startswith("\0") or identity in (UNKNOWN,) else f"\0s{identity}"
+    elif isinstance(identity, bytes):
+        text = f"\0b{identity.decode('latin-1')}"
+    elif isinstance(identity, int) and not isinstance(identity, bool):
+        text = f"\0i{identity:x}"
+    elif isinstance(identity, tuple):
+        text = "\0t" + "".join(f"{len(part)}:{part}" for part in map(spell, identity))
+    else:
+        raise RateLimitError(
+            f"a key must give a str, bytes, int, a tuple of these or None, not {type(identity).__name__}"
+        )
+    return text if len(text) <= LONGEST else f"\0h{digest(text)}"
+
+
+def digest(identity: str) -> str:
+    """128 bits of the identity, in hexadecimal: what leaves this process."""
+    return blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

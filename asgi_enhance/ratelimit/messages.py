@@ -1,0 +1,51 @@
+"""Limits the messages of one WebSocket connection. One too many, and the connection is closed."""
+
+from asgi_enhance.asgi.types import Message, Receive, Send
+from asgi_enhance.ratelimit.core import RateLimiter
+from asgi_enhance.ratelimit.decision import Demand
+
+
+class LimitedMessages:
+    """Stands between the server and the app: `receive` and `send` are the app's.
+
+    After the connection has been closed here, the server's own `websocket.disconnect` is what the app receives next;
+    what it sends until then is dropped, since a server takes nothing after a close.
+    """
+
+    __slots__ = ("_close_code", "_closed", "_demands", "_limiter", "_max_delay", "_receive", "_send")
+
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        demands: tuple[Demand, ...],
+        max_delay: float,
+        close_code: int,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._limiter = limiter
+        self._demands = demands
+        self._max_delay = max_delay
+        self._close_code = close_code
+        self._receive = receive
+        self._send = send
+        self._closed = False
+
+    async def receive(self) -> Message:
+        while True:
+            message = await self._receive()
+            if message["type"] != "websocket.receive":
+                return message
+            if self._closed:
+                continue
+            decision = self._limiter.acquire_now(self._demands) if not self._max_delay else None
+            if decision is None:
+                decision = await self._limiter.acquire(self._demands, max_delay=self._max_delay)
+            if decision.allowed:
+                return message
+            self._closed = True
+            await self._send({"type": "websocket.close", "code": self._close_code, "reason": "too many messages"})
+
+    async def send(self, message: Message) -> None:
+        if not self._closed:
+            await self._send(message)

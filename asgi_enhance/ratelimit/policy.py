@@ -1,0 +1,208 @@
+"""Decides whether a request still fits its quotas. Pure: `now` comes in, nothing goes out.
+
+The rules of the default algorithm:
+
+- A quota admits at most `limit` units in any interval of its window. Time is cut into BUCKETS buckets a window; a
+  decision counts the bucket it falls into and the BUCKETS before it. The oldest of them reaches past the window
+  and is counted in full, which makes the bound exact; a steady stream gets BUCKETS / (BUCKETS + 1) of the limit.
+- A quota with a burst below its limit is a GCRA as well (ITU-T I.371, in the form of the continuous-state leaky
+  bucket): a level that each unit raises and that drains at limit / window must stay at or below the burst. So any
+  interval t admits at most burst + t · limit / window units. With burst = limit this adds nothing to the window and
+  is left out.
+- What is refused consumes nothing. What is charged afterwards is not refused, it makes the debt larger.
+- A clock that steps back moves the past with it: nothing is forgotten and nobody is locked out for longer than a
+  window.
+
+`window.lua` takes the same decisions inside Redis; a test plays the same traffic to both.
+"""
+
+from dataclasses import dataclass, field
+from math import ceil
+
+import msgspec
+
+from asgi_enhance.errors import ConfigError
+
+BUCKETS = 32
+"""Buckets a window is cut into: 97 % of the limit for a steady stream, and at most 33 counters an identity."""
+
+SECOND = 1_000_000
+"""Time is counted in whole microseconds."""
+
+NEVER = -1
+"""The wait of a cost that no quota of this size will ever admit."""
+
+MAX_LIMIT = 2**31 - 1
+MAX_WINDOW = 10 * 366 * 86_400 * SECOND
+
+ROUNDING = 1e-6
+"""Units by which a drained level may miss a whole number: floats forget that much at the largest limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """So many units in a window, and so many at once.
+
+    limit:  units admitted in any window.
+    window: microseconds.
+    burst:  units admitted at once; default: `limit`, which leaves only the window.
+    name:   what the header fields call it, and part of the name its state is kept under.
+    """
+
+    limit: int
+    window: int
+    burst: int = 0
+    name: str = "default"
+    width: int = field(init=False, repr=False)
+    drain: float = field(init=False, repr=False)
+    bursty: bool = field(init=False, repr=False)
+    slot: str = field(init=False, repr=False)
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for what, value, most in (("limit", self.limit, MAX_LIMIT), ("window", self.window, MAX_WINDOW)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ConfigError(f"{what} must be a whole number from 1 to {most}, not {value!r}")
+        burst = self.burst if self.burst else self.limit
+        if isinstance(burst, bool) or not isinstance(burst, int) or not 1 <= burst <= self.limit:
+            raise ConfigError(f"burst must be from 1 to the limit ({self.limit}), not {self.burst!r}")
+        if not self.name or not self.name.isascii() or not self.name.isprintable():
+            raise ConfigError(f"name must be printable ASCII, it goes into header fields; not {self.name!r}")
+        put = object.__setattr__  # frozen: these follow from the others
+        put(self, "burst", burst)
+        put(self, "width", ceil(self.window / BUCKETS))
+        put(self, "drain", self.limit / self.window)
+        put(self, "bursty", burst < self.limit)
+        put(self, "slot", f"{self.name}:{self.window}")
+        put(self, "_hash", hash((self.limit, self.window, burst, self.name)))
+
+    def __hash__(self) -> int:  # looked up for every answer: kept
+        return self._hash
+
+    @property
+    def seconds(self) -> int:
+        """The window in the whole seconds that the header fields speak of."""
+        return max(1, ceil(self.window / SECOND))
+
+    @property
+    def capacity(self) -> int:
+        """The largest cost that can ever be admitted."""
+        return self.burst
+
+    def share(self, parts: int) -> "Quota":
+        """One of `parts` equal shares of this quota, at least one unit each."""
+        if parts == 1:
+            return self
+        limit = max(1, self.limit // parts)
+        return Quota(limit, self.window, min(limit, max(1, self.burst // parts)), self.name)
+
+
+class Usage(msgspec.Struct, gc=False):
+    """What one identity has used of one quota. Call `advance` before anything else.
+
+    `gc=False`, and plain numbers in a tuple: a hundred thousand of these must not slow the garbage collector down.
+    """
+
+    used: int = 0
+    newest: int = 0  # the bucket `count` belongs to
+    count: int = 0
+    older: tuple[int, ...] = ()  # bucket, count, bucket, count, … oldest first
+    level: float = 0.0
+    at: int = 0  # when `level` was drained last
+    blocked: int = 0  # nothing fits before this time, as far as is known; kept by the store that evicts
+
+    def advance(self, quota: Quota, now: int) -> None:
+        """Let go of what has left the window and drain the level."""
+        bucket = now // quota.width
+        if bucket != self.newest:
+            self._turn(bucket)
+        if quota.bursty:
+            if self.level:
+                self.level = max(0.0, self.level - max(0, now - self.at) * quota.drain)
+            self.at = now
+
+    def room(self, quota: Quota) -> int:
+        """How many units fit now; negative for who is in debt."""
+        room = quota.limit - self.used
+        if quota.bursty:
+            burst = quota.burst - self.level + ROUNDING
+            if burst < room:
+                return int(burst // 1)
+        return room
+
+    def wait(self, quota: Quota, cost: int, now: int) -> int:
+        """Microseconds until `cost` units fit if nobody else comes, 0 if they fit now, NEVER if they never will."""
+        if cost > quota.burst:
+            return NEVER
+        wait = 0
+        over = self.used + cost - quota.limit
+        if over > 0:
+            wait = (self._leaves(over) + BUCKETS + 1) * quota.width - now
+        if quota.bursty and (excess := self.level + cost - quota.burst) > ROUNDING:
+            wait = max(wait, ceil(excess / quota.drain))
+        return wait
+
+    def reset(self, quota: Quota, now: int) -> int:
+        """Microseconds until there is more room than now; 0 if nothing is used."""
+        if quota.bursty and (room := self.room(quota)) < quota.limit - self.used:
+            return max(0, ceil((self.level - max(0, quota.burst - room - 1)) / quota.drain))
+        if self.older:
+            return (self.older[0] + BUCKETS + 1) * quota.width - now
+        return (self.newest + BUCKETS + 1) * quota.width - now if self.count else 0
+
+    def add(self, quota: Quota, cost: int) -> None:
+        self.used += cost
+        self.count += cost
+        if quota.bursty:
+            self.level = min(self.level + cost, quota.limit)  # a debt, too, has drained when the window is over
+
+    def refund(self, quota: Quota, cost: int, admitted: int) -> None:
+        """Give back `cost` units that were admitted at the time `admitted`; what has left the window meanwhile, or
+        has drained away, is not given back a second time."""
+        bucket = admitted // quota.width
+        if bucket == self.newest:
+            back = min(cost, self.count)
+            self.count -= back
+            self.used -= back
+        else:
+            older = self.older
+            for i in range(0, len(older), 2):
+                if older[i] == bucket:
+                    back = min(cost, older[i + 1])
+                    rest = (bucket, older[i + 1] - back) if older[i + 1] > back else ()
+                    self.older = (*older[:i], *rest, *older[i + 2 :])
+                    self.used -= back
+        if quota.bursty:
+            self.level = max(0.0, self.level - max(0.0, cost - max(0, self.at - admitted) * quota.drain))
+
+    def recovered(self, quota: Quota, now: int) -> bool:
+        """Whether all that was used has left the window (the level has drained by then, too)."""
+        last = self.newest if self.count else self.older[-2] if self.older else -BUCKETS
+        return (last + BUCKETS + 1) * quota.width <= now
+
+    def _turn(self, bucket: int) -> None:
+        """Make `bucket` the newest."""
+        older = self.older
+        if bucket < self.newest:  # the clock was set back
+            back = self.newest - bucket
+            self.older = tuple(n - back if i % 2 == 0 else n for i, n in enumerate(older))
+            self.newest = bucket
+            return
+        if self.count:
+            older = (*older, self.newest, self.count)
+        oldest, i = bucket - BUCKETS, 0
+        while i < len(older) and older[i] < oldest:
+            self.used -= older[i + 1]
+            i += 2
+        self.older = older[i:] if i else older
+        self.newest = bucket
+        self.count = 0
+
+    def _leaves(self, units: int) -> int:
+        """The bucket with which, oldest first, `units` have left."""
+        older = self.older
+        for i in range(0, len(older), 2):
+            units -= older[i + 1]
+            if units <= 0:
+                return older[i]
+        return self.newest

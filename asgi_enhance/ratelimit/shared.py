@@ -1,0 +1,241 @@
+"""Keeps what identities have used in Redis, for all processes together: one call a decision, or less.
+
+- Group commit: while a call for a set of demands is on its way, further requests with the same demands wait and leave
+  together as one call with a count. What is granted is exact, first come first served.
+- Deny memory: who was refused cannot be admitted before the time the script has told, whoever else comes. Until then,
+  and at most for a few seconds, he is refused here.
+- A decision has a budget of time. When it is used up, or Redis is away, `RedisUnavailable` is raised; nothing is
+  sent twice, so the worst that can happen is a request that was counted and not made.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from cachetools import TLRUCache
+from redis.exceptions import RedisError
+
+from asgi_enhance.asgi.tasks import Tasks
+from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Standing, Stats, refusal
+from asgi_enhance.ratelimit.keys import digest
+from asgi_enhance.ratelimit.policy import SECOND
+from asgi_enhance.redis import RedisManager
+
+SCRIPT = files("asgi_enhance.ratelimit").joinpath("window.lua").read_text("utf-8")
+
+Demands = tuple[Demand, ...]
+
+
+class _Lane:
+    """The requests with the same demands: one call under way, the others waiting for the next."""
+
+    __slots__ = ("busy", "waiting")
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.waiting: deque[tuple[asyncio.Future[Decision], float]] = deque()
+
+
+class _Denial:
+    """A refusal that is still good: the decision, and when the script said to come back (monotonic seconds)."""
+
+    __slots__ = ("decision", "until")
+
+    def __init__(self, decision: Decision, until: float) -> None:
+        self.decision = decision
+        self.until = until
+
+
+class RedisStore:
+    """Takes decisions in Redis.
+
+    budget:       seconds a decision may take.
+    deny_keys:    identities the deny memory holds; 0 turns it off.
+    deny_seconds: the longest that anybody is refused without asking again: how late a reset or a refund may be noticed.
+    max_waiting:  requests that may wait for the call before theirs, for one set of demands.
+    """
+
+    def __init__(
+        self,
+        manager: RedisManager,
+        stats: Stats,
+        *,
+        budget: float,
+        deny_keys: int,
+        deny_seconds: float,
+        max_waiting: int,
+    ) -> None:
+        self.stats = stats
+        self._manager = manager
+        self._script = manager.script(SCRIPT)
+        self._budget = budget
+        self._max_waiting = max_waiting
+        self._lanes: dict[Demands, _Lane] = {}
+        self._tasks = Tasks()
+        self._denied: TLRUCache[Demands, _Denial] | None = None
+        if deny_keys:
+            self._denied = TLRUCache(
+                deny_keys, lambda _, denial, now: min(denial.until, now + deny_seconds), time.monotonic
+            )
+
+    async def hit(self, demands: Demands) -> Decision:
+        """Admit all demands or none of them."""
+        if self._denied is not None and (denial := self._denied.get(demands)) is not None:
+            self.stats.refused_locally += 1
+            return _again(denial)
+        lane = self._lanes.get(demands)
+        if lane is None:
+            lane = self._lanes[demands] = _Lane()
+        if lane.busy:
+            return await self._join(lane)
+        lane.busy = True
+        try:
+            return (await self._commit(demands, 1, self._budget))[0]
+        finally:
+            self._pass_on(lane, demands)
+
+    async def peek(self, demands: Demands) -> Decision:
+        reply = await self._call("peek", demands, 1)
+        return _decisions(demands, 1, reply)[0]
+
+    async def charge(self, demands: Demands) -> None:
+        await self._call("charge", demands)
+
+    async def refund(self, demands: Demands, admitted: int) -> None:
+        await self._call("refund", demands, admitted=admitted)
+
+    async def reset(self, demands: Demands) -> None:
+        await self._within(self._manager.execute("DEL", *map(self._key, demands)), self._budget)
+        self._forgive(demands)
+
+    async def aclose(self) -> None:
+        await self._tasks.cancel()
+
+    async def _join(self, lane: _Lane) -> Decision:
+        if len(lane.waiting) >= self._max_waiting:
+            raise RedisUnavailable(f"{self._max_waiting} requests are waiting for the same decision already")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Decision] = loop.create_future()
+        lane.waiting.append((future, loop.time()))
+        return await future
+
+    def _pass_on(self, lane: _Lane, demands: Demands) -> None:
+        """The call is back: who waits is next, or the lane is closed."""
+        if lane.waiting:
+            self._tasks.spawn(self._serve(lane, demands), name="ratelimit group commit")
+        else:
+            del self._lanes[demands]
+
+    async def _serve(self, lane: _Lane, demands: Demands) -> None:
+        """Call for all that wait, until nobody does."""
+        loop = asyncio.get_running_loop()
+        group: list[asyncio.Future[Decision]] = []
+        try:
+            while lane.waiting:
+                budget = self._budget - (loop.time() - lane.waiting[0][1])
+                group = [future for future, _ in lane.waiting]
+                lane.waiting.clear()
+                try:
+                    decisions = await self._commit(demands, len(group), budget)
+                except RedisUnavailable as error:
+                    # Who came while this call failed would wait for the next one longer than his budget.
+                    group += [future for future, _ in lane.waiting]
+                    lane.waiting.clear()
+                    for future in group:
+                        _fail(future, RedisUnavailable(str(error), maybe_executed=True))
+                else:
+                    for future, decision in zip(group, decisions, strict=True):
+                        if not future.done():
+                            future.set_result(decision)
+        finally:
+            del self._lanes[demands]
+            for future in [*group, *(future for future, _ in lane.waiting)]:
+                _fail(future, RedisUnavailable("the limiter was closed"))
+
+    async def _commit(self, demands: Demands, want: int, budget: float) -> list[Decision]:
+        before = time.monotonic()
+        decisions = _decisions(demands, want, await self._call("hit", demands, want, budget=budget))
+        last = decisions[-1]
+        if self._denied is not None and last.retry_after and (last.reason == "ban" or not _strikes(demands)):
+            self._denied[demands] = _Denial(last, before + last.retry_after)
+        return decisions
+
+    async def _call(
+        self, mode: str, demands: Demands, want: int = 0, admitted: int = 0, budget: float | None = None
+    ) -> list[int]:
+        self.stats.calls += 1
+        args: list[str | int] = [mode, want, admitted]
+        for demand in demands:
+            quota = demand.quota
+            args += (quota.limit, quota.window, quota.burst, demand.cost, demand.role)
+        call = self._script(keys=[self._key(demand) for demand in demands], args=args)
+        reply: list[int] = await self._within(call, self._budget if budget is None else budget)
+        return reply
+
+    async def _within(self, call: Any, budget: float) -> Any:
+        try:
+            async with asyncio.timeout(budget):
+                return await call
+        except TimeoutError:
+            raise RedisUnavailable(
+                f"redis did not decide within {self._budget * 1000:g} ms", maybe_executed=True
+            ) from None
+        except RedisError as error:
+            raise RedisUnavailable(f"redis cannot decide: {error}", maybe_executed=True) from error
+
+    def _key(self, demand: Demand) -> str:
+        # The braces keep all quotas of one identity in one slot of a Cluster.
+        return self._manager.key("ratelimit", f"{{{digest(demand.identity)}}}", demand.quota.slot)
+
+    def _forgive(self, demands: Sequence[Demand]) -> None:
+        if self._denied:
+            freed = {(demand.quota.slot, demand.identity) for demand in demands}
+            for denied in list(self._denied):
+                if any((demand.quota.slot, demand.identity) in freed for demand in denied):
+                    self._denied.pop(denied, None)
+
+
+def _decisions(demands: Demands, want: int, reply: list[int]) -> list[Decision]:
+    """One decision for each of `want` requests, in the order they came."""
+    granted, now = reply[:2]
+    rooms, resets, waits = reply[2::3], reply[3::3], reply[4::3]
+    taken = [row for row in zip(demands, rooms, resets, strict=True) if row[0].role == TAKE]
+    decisions = []
+    for later in range(granted - 1, -1, -1):  # how many were admitted in the same call after this one
+        standings = tuple(
+            Standing(demand.quota, max(0, room + later * demand.cost), reset / SECOND) for demand, room, reset in taken
+        )
+        decisions.append(Decision(True, standings, at=now))
+    if granted < want:
+        standings = tuple(Standing(demand.quota, max(0, room), reset / SECOND) for demand, room, reset in taken)
+        decisions += [refusal(demands, waits, standings)] * (want - granted)
+    return decisions
+
+
+def _again(denial: _Denial) -> Decision:
+    """The same refusal, so much later."""
+    left = max(0.0, denial.until - time.monotonic())
+    passed = (denial.decision.retry_after or 0.0) - left
+    return Decision(
+        False,
+        tuple(
+            Standing(standing.quota, standing.remaining, max(0.0, standing.reset - passed))
+            for standing in denial.decision.standings
+        ),
+        left,
+        denial.decision.violated,
+        denial.decision.reason,
+    )
+
+
+def _strikes(demands: Demands) -> bool:
+    return any(demand.role != TAKE for demand in demands)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
