@@ -1,0 +1,164 @@
+"""What a backend is (`Backend`, written by the user) and what is known of it while it serves (`Endpoint`)."""
+
+import ssl
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+from urllib.parse import urlsplit
+
+from asgi_enhance.errors import ConfigError
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One server behind the balancer. A plain URL string does where nothing but the URL is to be said.
+
+    url:             `http://` or `https://`, host, port, and an optional base path and query joined to every target.
+    weight:          share of the traffic relative to the others, at least 0; 0 means none. Default: 1.
+    priority:        0 is used first; higher numbers take what the lower ones cannot serve. Default: 0.
+    id:              opaque name used in cookies and hashes. Default: a digest of the URL.
+    max_connections: requests and WebSockets at the same time. Default: the balancer's limit.
+    host:            value of `Host` for this backend instead of the balancer's policy. Default: none.
+    tls:             context for `https`. Default: the system's trust store, host name verified.
+    transport:       an `httpx2`/`httpx` `AsyncBaseTransport` to use for HTTP instead of the built-in client.
+    """
+
+    url: str
+    weight: float = 1.0
+    priority: int = 0
+    id: str = ""
+    max_connections: int | None = None
+    host: str | None = None
+    tls: ssl.SSLContext | None = None
+    transport: Any = None
+    scheme: str = field(init=False)
+    hostname: str = field(init=False)
+    port: int = field(init=False)
+    base_path: bytes = field(init=False)
+    base_query: bytes = field(init=False)
+    authority: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            hostname, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ConfigError(f"backends: {self.url!r} is not a URL ({error})") from None
+        if parts.scheme not in _PORTS or not hostname:
+            raise ConfigError(f"backends: {self.url!r} must be http://host[:port] or https://host[:port]")
+        if parts.username is not None or parts.fragment or any(c <= " " or c > "~" for c in self.url):
+            raise ConfigError(f"backends: {self.url!r} must not hold credentials, a fragment, spaces or non-ASCII")
+        if not 0 <= self.weight <= 65_536:
+            raise ConfigError(f"weight of {self.url!r} must be between 0 and 65536, not {self.weight!r}")
+        if self.priority < 0:
+            raise ConfigError(f"priority of {self.url!r} must be at least 0, not {self.priority!r}")
+        if self.max_connections is not None and self.max_connections < 1:
+            raise ConfigError(f"max_connections of {self.url!r} must be at least 1, not {self.max_connections!r}")
+        if self.host is not None and any(c <= " " or c > "~" or c == "/" for c in self.host):
+            raise ConfigError(f"host of {self.url!r} is not a value for Host: {self.host!r}")
+        authority = f"[{hostname}]" if ":" in hostname else hostname
+        if port is not None and port != _PORTS[parts.scheme]:
+            authority = f"{authority}:{port}"
+        known = {
+            "id": self.id or blake2b(self.url.encode(), digest_size=8).hexdigest(),
+            "scheme": parts.scheme,
+            "hostname": hostname,
+            "port": port if port is not None else _PORTS[parts.scheme],
+            "base_path": parts.path.rstrip("/").encode() if parts.path != "/" else b"",
+            "base_query": parts.query.encode(),
+            "authority": authority.encode(),
+        }
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def of(value: "Backend | str") -> "Backend":
+        """A backend as it is, or made of its URL."""
+        if isinstance(value, Backend):
+            return value
+        if isinstance(value, str):
+            return Backend(value)
+        raise ConfigError(f"backends: expected a URL or a Backend, not {value!r}")
+
+    @staticmethod
+    def all_of(values: "Iterable[Backend | str] | str") -> "list[Backend]":
+        """Backends of a list, or of one comma-separated string as it stands in the environment."""
+        if isinstance(values, str):
+            values = [part for part in (part.strip() for part in values.split(",")) if part]
+        backends = [Backend.of(value) for value in values]
+        urls = [backend.url for backend in backends]
+        ids = [backend.id for backend in backends]
+        for seen in (urls, ids):
+            twice = next((one for one in seen if seen.count(one) > 1), None)
+            if twice is not None:
+                raise ConfigError(f"backends: {twice!r} is named twice")
+        return backends
+
+    def target(self, path: bytes, query: bytes) -> bytes:
+        """The request target: base and path joined with one slash, both queries joined with `&`, nothing decoded."""
+        if self.base_path and path != b"*":
+            path = self.base_path + path
+        if self.base_query:
+            query = self.base_query + b"&" + query if query else self.base_query
+        return path + b"?" + query if query else path
+
+
+class Endpoint:
+    """A backend as it is now: what the policies read and write. No I/O; one writer, the balancer."""
+
+    __slots__ = (
+        "backend",
+        "checked",
+        "cost",
+        "cost_at",
+        "current",
+        "draining",
+        "ejected_until",
+        "ejections",
+        "failed_in_a_row",
+        "failures",
+        "full_at",
+        "id",
+        "in_flight",
+        "ramp_from",
+        "requests",
+        "url",
+        "verdicts",
+        "weight",
+        "window_failures",
+        "window_requests",
+    )
+
+    def __init__(self, backend: Backend, *, max_connections: int) -> None:
+        self.backend = backend
+        self.id = backend.id
+        self.url = backend.url
+        self.weight = backend.weight
+        self.full_at = backend.max_connections or max_connections
+        self.in_flight = 0
+        self.requests = 0
+        self.failures = 0
+        self.draining = False
+        # peak EWMA: the cost in seconds and when it was last observed
+        self.cost = 0.0
+        self.cost_at = 0.0
+        # smooth weighted round robin
+        self.current = 0.0
+        # slow start: when it began to serve (again); None means at full weight
+        self.ramp_from: float | None = None
+        # active checks: the verdict, and how many results in a row say otherwise
+        self.checked = True
+        self.verdicts = 0
+        # passive ejection
+        self.failed_in_a_row = 0
+        self.ejected_until = 0.0
+        self.ejections = 0
+        self.window_requests = 0
+        self.window_failures = 0
+
+    def __repr__(self) -> str:
+        state = "draining" if self.draining else "up" if self.checked else "down"
+        return f"<Endpoint {self.url} {state}, {self.in_flight} in flight>"

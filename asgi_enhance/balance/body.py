@@ -1,0 +1,84 @@
+"""The body of a request on its way up: read once, counted, bounded, and kept for another try while it is small."""
+
+from asgi_enhance.asgi.types import Receive
+from asgi_enhance.balance.failure import ClientGone, Rejected
+
+
+class Body:
+    """The request body as the server hands it over.
+
+    `reading` is true while the client is waited for, `ended` once it has left.
+
+    `first` is what has arrived and may be sent with the head; `more` says whether `next()` has more. The invariant:
+    the backend never gets more bytes than `length`, and never a complete message out of an incomplete one.
+    """
+
+    __slots__ = ("_kept", "_receive", "_replay", "ended", "first", "length", "limit", "more", "reading", "size")
+
+    def __init__(self, receive: Receive, *, length: int | None, limit: int | None, replay: int) -> None:
+        self._receive = receive
+        self._replay = replay
+        self._kept: list[bytes] | None = []
+        self.length = length
+        self.limit = limit
+        self.first = b""
+        self.size = 0
+        self.more = True
+        self.reading = False
+        self.ended = False
+
+    async def begin(self) -> None:
+        """Read the first message. For most requests it is all there is."""
+        self.first = await self._read()
+        if not self.more and self.length is None and self.first:
+            self.length = self.size
+
+    async def next(self) -> bytes:
+        """The next piece; `b""` only at the end."""
+        while self.more:
+            piece = await self._read()
+            if piece:
+                return piece
+        return b""
+
+    @property
+    def replayable(self) -> bool:
+        """All that was read so far is still here."""
+        return self._kept is not None
+
+    def rewind(self) -> None:
+        """Begin again: what was read becomes `first`. Only while `replayable`."""
+        assert self._kept is not None
+        self.first = b"".join(self._kept)
+        self._kept = [self.first]
+
+    async def gone(self) -> None:
+        """After the end of the body: return when the client has left."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.ended = True
+                return
+
+    async def _read(self) -> bytes:
+        self.reading = True
+        message = await self._receive()
+        self.reading = False
+        if message["type"] == "http.disconnect":
+            self.ended = True
+            self.more = False
+            raise ClientGone("the client left before its request was complete")
+        piece: bytes = message.get("body", b"")
+        self.more = message.get("more_body", False)
+        if piece:
+            self.size += len(piece)
+            if self.limit is not None and self.size > self.limit:
+                raise Rejected(413, "The request body is too large.")
+            if self._kept is not None:
+                if self.size <= self._replay:
+                    self._kept.append(piece)
+                else:
+                    self._kept = None
+        if self.length is not None and (self.size > self.length or (not self.more and self.size < self.length)):
+            raise Rejected(400, "The request body does not have the length that was announced.")
+        return piece

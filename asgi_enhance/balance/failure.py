@@ -1,0 +1,77 @@
+"""Why a request could not be served: each failure knows its status, its RFC 9209 name and if it is safe to retry."""
+
+from collections.abc import Sequence
+
+from asgi_enhance.asgi.problem import Problem
+from asgi_enhance.asgi.types import Headers
+from asgi_enhance.errors import BackendError, LoadBalancerError
+
+_GATEWAY_TIMEOUTS = frozenset({"connection_timeout", "connection_read_timeout", "http_response_timeout"})
+
+
+class UpstreamFailure(BackendError):
+    """One attempt at one backend failed.
+
+    error:  the `Proxy-Status` error type of RFC 9209, section 2.3.
+    unsent: no byte of the request was handed to a connection, so that any method may be tried elsewhere.
+    stale:  a kept-alive connection was closed before it answered a byte: the backend's idle timer, not a fault.
+    """
+
+    def __init__(self, message: str, *, error: str, unsent: bool = False, stale: bool = False) -> None:
+        super().__init__(message)
+        self.error = error
+        self.unsent = unsent
+        self.stale = stale
+
+    @property
+    def status(self) -> int:
+        return 504 if self.error in _GATEWAY_TIMEOUTS else 502
+
+
+class Unavailable(LoadBalancerError):
+    """No backend can take the request now: none is available, or all are busy and the queue is full or too slow."""
+
+    def __init__(self, message: str, *, error: str = "destination_unavailable", retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.error = error
+        self.retry_after = retry_after
+
+
+class Rejected(LoadBalancerError):
+    """The request is not one to forward; no backend has seen more of it than one well-formed beginning."""
+
+    def __init__(self, status: int, detail: str, *, error: str = "http_request_error") -> None:
+        super().__init__(detail)
+        self.status = status
+        self.error = error
+
+
+class ClientGone(LoadBalancerError):
+    """The client has left; there is nobody to answer and no backend to blame."""
+
+
+class Draining(LoadBalancerError):
+    """The backend of a WebSocket is being taken out; the client is to connect again."""
+
+
+def problem(error: Exception, proxy_status: str | None = None) -> Problem:
+    """The problem response for a failure. It names no backend and quotes no exception of the inside."""
+    headers: Headers = []
+    detail = ""
+    if isinstance(error, Rejected):
+        status, detail = error.status, str(error)
+    elif isinstance(error, UpstreamFailure):
+        status = error.status
+    else:
+        status = 503
+        headers.append((b"retry-after", b"%d" % getattr(error, "retry_after", 1)))
+    if proxy_status:
+        kind = getattr(error, "error", "proxy_internal_error")
+        headers.append((b"proxy-status", f"{proxy_status}; error={kind}".encode("latin-1")))
+    if status == 405:
+        headers.append((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
+    return Problem(status, detail=detail, headers=_frozen(headers))
+
+
+def _frozen(headers: Headers) -> Sequence[tuple[bytes, bytes]]:
+    return tuple(headers)

@@ -1,0 +1,165 @@
+"""`LoadBalanceApp`: the balancer as a complete ASGI app, run alone or mounted in another."""
+
+from collections.abc import Iterable
+from typing import Unpack
+
+from asgi_enhance.asgi.lifespan import run_lifespan
+from asgi_enhance.asgi.scope import header
+from asgi_enhance.asgi.types import Headers, Message, Receive, Scope, Send
+from asgi_enhance.balance.backend import Backend
+from asgi_enhance.balance.core import LoadBalancer, Options
+from asgi_enhance.balance.exchange import Exchange
+from asgi_enhance.balance.failure import ClientGone, Rejected, Unavailable, UpstreamFailure, problem
+from asgi_enhance.balance.headers import HOP_BY_HOP
+from asgi_enhance.balance.runtime import Runtime
+from asgi_enhance.balance.websocket import proxy_websocket
+from asgi_enhance.errors import ConfigError
+
+_NOT_IN_TRAILERS = HOP_BY_HOP | {b"content-length", b"content-encoding", b"content-type", b"host", b"set-cookie"}
+
+
+class LoadBalanceApp:
+    """A reverse proxy for HTTP and WebSocket over several backends.
+
+    backends:     URLs or `Backend`s, or one comma-separated string.
+    balancer:     a `LoadBalancer` to share with code of your own, instead of `backends` and options.
+    proxy_status: name of this proxy in a `Proxy-Status` field on its own errors (RFC 9209). Default: none is sent.
+    options:      everything else is an option of `LoadBalancer`.
+    """
+
+    def __init__(
+        self,
+        backends: Iterable[Backend | str] | str = (),
+        *,
+        balancer: LoadBalancer | None = None,
+        proxy_status: str | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if balancer is not None and (backends or options):
+            raise ConfigError("balancer excludes backends and options: they are the balancer's own")
+        self.core = balancer or LoadBalancer(backends, **options)
+        self._proxy_status = proxy_status
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "websocket":
+            await proxy_websocket(self.core, scope, receive, send, self._proxy_status)
+        elif kind == "lifespan":
+            await run_lifespan(None, scope, receive, send, (self.core,))
+        else:
+            raise ValueError(f"unknown scope type {kind!r}")
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        core = self.core
+        runtime = core.opened() or await core.started()
+        response = _Response(core, scope, send)
+        try:
+            exchange = core.exchange(scope, receive, runtime)
+            if _answered_here(exchange):
+                await _max_forwards_reached(scope, receive, send)
+                return
+            with exchange:
+                await response.relay(exchange, runtime)
+        except ClientGone:
+            return  # nobody is there to be answered
+        except (Rejected, Unavailable, UpstreamFailure) as error:
+            if response.started:
+                raise  # all that is left is to cut the connection: the server does on an exception
+            if isinstance(error, Rejected):
+                core.stats.rejected += 1
+            await problem(error, self._proxy_status)(scope, receive, send)
+
+
+class _Response:
+    """One response on its way to the client."""
+
+    __slots__ = ("_core", "_extensions", "_scope", "_send", "started")
+
+    def __init__(self, core: LoadBalancer, scope: Scope, send: Send) -> None:
+        self._core = core
+        self._scope = scope
+        self._extensions = scope.get("extensions") or ()
+        self._send = send
+        self.started = False
+
+    async def relay(self, exchange: Exchange, runtime: Runtime) -> None:
+        if "http.response.early_hint" in self._extensions:
+            exchange.on_interim = self._interim
+        send = self._send
+        answer = await self._core.forward(exchange, runtime)
+        assert answer.status is not None
+        headers = self._core.rules.response(answer.status, answer.headers)
+        trailers = self._wants_trailers(exchange, headers)
+        start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        if trailers:
+            start["trailers"] = True
+        body = answer.take()
+        complete = answer.complete
+        sent_trailers = answer.trailers
+        if complete:
+            exchange.let_go()  # the backend is free for the next, however slow this client is
+        self.started = True
+        exchange.sending = True
+        await send(start)
+        if not complete:
+            # an empty message first if there is no body yet: servers may keep the head back until there is one
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            while True:
+                exchange.sending = False
+                exchange.progress()
+                body = await answer.read()
+                if answer.complete:
+                    break
+                exchange.sending = True
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            body += answer.take()
+            sent_trailers = answer.trailers
+            exchange.let_go()
+            exchange.sending = True
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        if trailers:
+            kept = [pair for pair in sent_trailers if pair[0] not in _NOT_IN_TRAILERS]
+            await send({"type": "http.response.trailers", "headers": kept, "more_trailers": False})
+
+    async def _interim(self, status: int, fields: Headers) -> None:
+        if status == 103:
+            links = [value for name, value in fields if name == b"link"]
+            await self._send({"type": "http.response.early_hint", "links": links})
+
+    def _wants_trailers(self, exchange: Exchange, headers: Headers) -> bool:
+        return (
+            "http.response.trailers" in self._extensions
+            and (b"te", b"trailers") in exchange.head.fields
+            and header(headers, b"content-length") is None
+        )
+
+
+def _answered_here(exchange: Exchange) -> bool:
+    """RFC 9110, 7.6.2: TRACE and OPTIONS go no further than Max-Forwards says. CONNECT goes nowhere."""
+    method, head = exchange.method, exchange.head
+    if method == "CONNECT":
+        raise Rejected(405, "This proxy opens no tunnels.")
+    left = head.max_forwards
+    if left is None or method not in ("OPTIONS", "TRACE"):
+        return False
+    if left > 0:
+        lowered = (b"max-forwards", b"%d" % (left - 1))
+        head.fields = [lowered if pair[0] == b"max-forwards" else pair for pair in head.fields]
+    return left == 0
+
+
+async def _max_forwards_reached(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["method"] == "OPTIONS":
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return
+    body = b"%b %b HTTP/1.1\r\n" % (scope["method"].encode("ascii"), scope.get("raw_path") or b"/")
+    body += b"".join(b"%b: %b\r\n" % pair for pair in scope["headers"] if pair[0] not in _CONFIDENTIAL)
+    headers = [(b"content-type", b"message/http"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+_CONFIDENTIAL = frozenset({b"authorization", b"cookie", b"proxy-authorization"})

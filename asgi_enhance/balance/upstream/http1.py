@@ -1,0 +1,293 @@
+"""One HTTP/1.1 connection to a backend: bytes and llhttp's callbacks, one exchange at a time.
+
+The rules:
+
+- A connection is reused only after a response that is complete, framed by its own length or chunks, not marked
+  `close`, and to a request that was sent whole. Anything the backend sends while no request is open ends it.
+- What arrives is kept until it is read, and reading from the socket pauses above `HIGH_WATER` kept bytes.
+- `abort()` and `fail()` are synchronous: there is no point at which a cancelled caller could leave a socket behind.
+"""
+
+import asyncio
+from typing import Any, Protocol
+
+import httptools
+
+from asgi_enhance.asgi.types import Headers
+from asgi_enhance.balance.failure import UpstreamFailure
+
+HIGH_WATER = 65_536
+
+
+class Owner(Protocol):
+    """The pool, as a connection knows it."""
+
+    def lost(self, connection: "Connection") -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """A connection and the response it is reading."""
+
+    __slots__ = (
+        "_awaiting",
+        "_chunks",
+        "_drained",
+        "_fields",
+        "_headless",
+        "_loop",
+        "_max_head",
+        "_owner",
+        "_parser",
+        "_reading_paused",
+        "_seen",
+        "_size",
+        "_spent",
+        "_transport",
+        "busy",
+        "complete",
+        "error",
+        "headers",
+        "idle_since",
+        "idle_timeout",
+        "interim",
+        "keep_alive",
+        "reused",
+        "sent_whole",
+        "status",
+        "trailers",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner, *, max_head: int) -> None:
+        self._loop = loop
+        self._owner = owner
+        self._max_head = max_head
+        self._transport: Any = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._awaiting: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._chunks: list[bytes] = []
+        self._fields: Headers = []
+        self._reading_paused = False
+        self._headless = False
+        self._spent = False  # the parser has been left in the middle of a message
+        self._seen = 0
+        self._size = 0
+        self.idle_since = 0.0
+        self.idle_timeout: float | None = None
+        self.busy = False
+        self.reused = False
+        self.error: UpstreamFailure | None = None
+        self.status: int | None = None
+        self.headers: Headers = []
+        self.trailers: Headers = []
+        self.interim: list[tuple[int, Headers]] = []
+        self.complete = False
+        self.keep_alive = False
+        self.sent_whole = False
+
+    # What the pool and the exchange call
+
+    @property
+    def closed(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    @property
+    def reusable(self) -> bool:
+        return self.complete and self.keep_alive and self.sent_whole and not self._chunks and not self.closed
+
+    def begin(self, data: bytes, *, to_head: bool, whole: bool) -> None:
+        """Send the beginning of a request (or all of it, if `whole`) and expect its response."""
+        if self._spent:
+            self._parser = httptools.HttpResponseParser(self)
+            self._spent = False
+        self.status = None
+        self.complete = self.keep_alive = False
+        self._fields = []
+        self.trailers = []
+        self._seen = 0
+        self._headless = to_head
+        self.sent_whole = whole
+        self.busy = True
+        if self._transport is None:  # lost between the pool and here
+            self._break("the backend closed the connection")
+        else:
+            self._transport.write(data)
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the backend takes more. Returns at once when the connection is gone: the reader tells why."""
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+
+    async def progress(self) -> None:
+        """Wait until something arrives: an interim response, the head, body, the end, an error."""
+        if self.error is not None:
+            raise self.error
+        waiter = self._awaiting = self._loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._awaiting = None
+
+    async def read(self) -> bytes:
+        """Body that has arrived, or the next to arrive; `b""` at the end. Raises when the body was cut short."""
+        while not self._chunks:
+            if self.complete:
+                return b""
+            await self.progress()
+        return self.take()
+
+    def take(self) -> bytes:
+        """Body that has arrived, without waiting."""
+        chunks = self._chunks
+        if not chunks:
+            return b""
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._chunks = []
+        self._size = 0
+        if self._reading_paused:
+            self._reading_paused = False
+            if self._transport is not None:
+                self._transport.resume_reading()
+        return data
+
+    def release(self, now: float) -> bool:
+        """The exchange is over. True if the connection may serve another one; otherwise it is closed."""
+        self.busy = False
+        if self.reusable:
+            self.idle_since = now
+            self.reused = True
+            return True
+        self.abort()
+        return False
+
+    def abort(self) -> None:
+        """Close at once. Idempotent."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+        self._chunks = []
+        self._wake()
+
+    def fail(self, error: UpstreamFailure) -> None:
+        """End the exchange with an error and close."""
+        if self.error is None:
+            self.error = error
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+        self._wake()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if not self.busy:
+            self.abort()  # nobody asked
+            self._owner.lost(self)
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._spent = True
+            self.keep_alive = False
+            if not self.complete:
+                self.fail(UpstreamFailure(f"the backend's response is not HTTP/1.1: {error}", error=_PROTOCOL_ERROR))
+                return
+        if self.status is None:
+            self._seen += len(data)
+            if self._seen > self._max_head:
+                text = f"the backend's response head is larger than {self._max_head} bytes"
+                self.fail(UpstreamFailure(text, error="http_response_header_section_size"))
+                return
+        elif self._size > HIGH_WATER and not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        waiter = self._awaiting
+        if waiter is not None and not waiter.done() and (self.status is not None or self.interim):
+            waiter.set_result(None)
+
+    def eof_received(self) -> None:
+        return None  # the transport closes itself and connection_lost follows
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if not self.busy:
+            self._owner.lost(self)
+        elif not self.complete:
+            if exc is None and self.status is not None and self._ends_with_connection():
+                self.complete = True
+                self._wake()
+            else:
+                self._break("the backend closed the connection before the response was complete")
+        self.keep_alive = False
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    # llhttp
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.keep_alive = False
+            raise ValueError("the backend sent a second response")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        fields, self._fields = self._fields, []
+        if status < 200:
+            if status == 101:
+                raise ValueError("a switch of protocols nobody asked for")
+            self.interim.append((status, fields))
+            return
+        self.status = status
+        self.headers = fields
+        self._fields = self.trailers
+        if self._headless:
+            # llhttp does not know that this answers a HEAD and would wait for the body
+            self.keep_alive = self._parser.should_keep_alive()
+            self._spent = self.complete = True
+
+    def on_body(self, chunk: bytes) -> None:
+        if self._headless:
+            self.keep_alive = False
+            return
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+
+    def on_message_complete(self) -> None:
+        if self.status is not None and not self._headless:
+            self.complete = True
+            self.keep_alive = self._parser.should_keep_alive()
+
+    # Inside
+
+    def _break(self, text: str) -> None:
+        untouched = self.status is None and self._seen == 0
+        self.fail(UpstreamFailure(text, error="connection_terminated", stale=untouched and self.reused))
+
+    def _ends_with_connection(self) -> bool:
+        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+
+    def _wake(self) -> None:
+        waiter = self._awaiting
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+_PROTOCOL_ERROR = "http_protocol_error"
