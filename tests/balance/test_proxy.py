@@ -13,7 +13,7 @@ from websockets.asyncio.server import serve as ws_serve
 from asgi_enhance.balance import LoadBalanceApp, LoadBalancer
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.testing.live import free_port
-from tests.balance.wire import ScriptedBackend, Wire, ask, connect, get, serve, until
+from tests.balance.wire import ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
 
 async def test_a_get_reaches_the_backend_and_its_answer_comes_back(http: str) -> None:
@@ -88,13 +88,12 @@ async def test_a_response_streams_as_it_comes(http: str) -> None:
         await second.wait()
         await wire.send(b"3\r\ntwo\r\n0\r\n\r\n")
 
-    async with ScriptedBackend(answer) as backend, serve(LoadBalanceApp([backend.url]), http=http) as port:
-        async with connect(port) as client:
-            await client.send(get())
-            await client.head()
-            assert (await client.line(), await client.line()) == (b"3", b"one")
-            second.set()
-            assert (await client.line(), await client.line(), await client.line()) == (b"3", b"two", b"0")
+    async with front(answer, http) as (_, port), connect(port) as client:
+        await client.send(get())
+        await client.head()
+        assert (await client.line(), await client.line()) == (b"3", b"one")
+        second.set()
+        assert (await client.line(), await client.line(), await client.line()) == (b"3", b"two", b"0")
 
 
 async def test_an_upload_streams_as_it_comes(http: str) -> None:
@@ -108,12 +107,11 @@ async def test_an_upload_streams_as_it_comes(http: str) -> None:
         await wire.line()
         await wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
-    async with ScriptedBackend(answer) as backend, serve(LoadBalanceApp([backend.url]), http=http) as port:
-        async with connect(port) as client:
-            await client.send(get(b"/", b"Transfer-Encoding: chunked", method=b"POST", body=b"3\r\none\r\n"))
-            await until(lambda: pieces == [b"one"])
-            await client.send(b"3\r\ntwo\r\n0\r\n\r\n")
-            assert (await client.message()).status == 200
+    async with front(answer, http) as (_, port), connect(port) as client:
+        await client.send(get(b"/", b"Transfer-Encoding: chunked", method=b"POST", body=b"3\r\none\r\n"))
+        await until(lambda: pieces == [b"one"])
+        await client.send(b"3\r\ntwo\r\n0\r\n\r\n")
+        assert (await client.message()).status == 200
     assert pieces == [b"one", b"two"]
 
 

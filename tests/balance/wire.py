@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from asgi_enhance.asgi.types import ASGIApp
+from asgi_enhance.balance import Backend, LoadBalanceApp, LoadBalancer
 
 TIMEOUT = 5.0
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -134,6 +136,7 @@ class ScriptedBackend:
         self.requests: list[HttpMessage] = []
         self.wires: list[Wire] = []
         self.port = 0
+        self.app: LoadBalanceApp | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -144,6 +147,12 @@ class ScriptedBackend:
     @property
     def last(self) -> HttpMessage:
         return self.requests[-1]
+
+    @property
+    def core(self) -> LoadBalancer:
+        """The balancer `front` put before this backend."""
+        assert self.app is not None
+        return self.app.core
 
     async def __aenter__(self) -> "ScriptedBackend":
         await self.start()
@@ -208,39 +217,47 @@ async def connect(port: int) -> AsyncIterator[Wire]:
 
 @asynccontextmanager
 async def serve(app: ASGIApp, *, http: str = "httptools", **options: Any) -> AsyncIterator[int]:
-    """The app under uvicorn in this very loop; gives the port."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app,
-        http=http,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-        **options,  # type: ignore[arg-type]
-    )
-    server = uvicorn.Server(config)
+    """The app behind uvicorn's own protocols, in this very loop and without its half-second clock; gives the port."""
+    config = uvicorn.Config(app, http=http, lifespan="off", log_config=None, access_log=False, **options)
+    config.load()
+    state = ServerState()
+    state.default_headers = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"), (b"server", b"uvicorn")]
     quiet = logging.getLogger("uvicorn.error")
     level, quiet.level = quiet.level, logging.CRITICAL
-    task = asyncio.create_task(server._serve([listener]))
+    server = await asyncio.get_running_loop().create_server(
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
+        "127.0.0.1",
+        0,
+    )
     try:
-        async with asyncio.timeout(TIMEOUT):
-            while not server.started:
-                await asyncio.sleep(0)
-        yield listener.getsockname()[1]
+        yield server.sockets[0].getsockname()[1]
     finally:
-        server.should_exit = True
-        server.force_exit = True
-        await task
+        server.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        if state.tasks:
+            _, late = await asyncio.wait(state.tasks, timeout=1)
+            for task in late:
+                task.cancel()
         quiet.level = level
-        listener.close()
 
 
-async def until(condition: Callable[[], bool], *, timeout: float = TIMEOUT) -> None:
+@asynccontextmanager
+async def front(
+    answer: bytes | Script = OK, http: str = "httptools", **options: Any
+) -> AsyncIterator[tuple[ScriptedBackend, int]]:
+    """One scripted backend behind a balancer behind uvicorn; gives the backend and the balancer's port."""
+    async with ScriptedBackend(answer) as backend:
+        app = backend.app = LoadBalanceApp([Backend(backend.url)], **options)
+        async with serve(app, http=http) as port:
+            yield backend, port
+        await app.core.close()
+
+
+async def until(condition: Callable[[], bool], *, within: float = TIMEOUT) -> None:
     """Poll until a condition holds."""
-    async with asyncio.timeout(timeout):
-        while not condition():
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110 there is no event for "any condition"
             await asyncio.sleep(0.005)
 
 
