@@ -1,0 +1,24 @@
+"""A shared HTTP cache (RFC 9111) as a layer, and the caches under it, which keep values for your own code as well."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from asgi_enhance.cache.core import Cache
+from asgi_enhance.cache.layer import CacheMiddleware
+from asgi_enhance.cache.memory import MemoryCache
+from asgi_enhance.cache.rules import CacheRule
+from asgi_enhance.cache.stats import CacheStats
+
+if TYPE_CHECKING:
+    from asgi_enhance.cache.redis import RedisCache
+
+__all__ = ["Cache", "CacheMiddleware", "CacheRule", "CacheStats", "MemoryCache", "RedisCache"]
+
+_LATER = {"RedisCache": "redis"}
+"""What needs redis-py, which takes a while to import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -1,0 +1,331 @@
+"""What every cache does, whatever it keeps its things in: values for your own code, responses for the middleware.
+
+Subclasses say how to read and write; that the same thing is not fetched twice, that what was purged is gone, and that
+a write overtakes what was being fetched when it came, is decided here.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from enum import Enum
+from inspect import isawaitable
+from typing import Any, Final, Generic, TypeVar
+
+from cachetools import LRUCache
+
+from asgi_enhance.asgi.lifespan import Resource
+from asgi_enhance.asgi.tasks import Tasks
+from asgi_enhance.cache import values
+from asgi_enhance.cache.entry import Entry
+from asgi_enhance.cache.flights import Flights, Outcome
+from asgi_enhance.cache.policy.purges import Fact
+from asgi_enhance.cache.request import Key, Request
+from asgi_enhance.cache.stats import CacheStats
+from asgi_enhance.cache.values import Value
+from asgi_enhance.errors import CacheError, ConfigError
+
+MAX_PASSES: Final = 10_000
+"""How many names are remembered as hit-for-miss."""
+
+T = TypeVar("T")
+R = TypeVar("R", bound="Running")
+
+
+class Running:
+    """What a started cache has on its event loop: at least the tasks that renew entries in the background."""
+
+    def __init__(self) -> None:
+        self.tasks = Tasks()
+
+
+class Claim(Enum):
+    """What became of the attempt to be the one who fetches."""
+
+    GRANTED = "granted"
+    PASS = "pass"
+    """Everybody for himself: it is not for sharing, the time is up, or nobody knows."""
+    AGAIN = "again"
+    """Somebody else was at it. Look whether he has brought it, then ask again."""
+
+
+class Fetch:
+    """A response being fetched, to be stored when it is whole. A write to its URL meanwhile makes it void."""
+
+    __slots__ = ("epoch", "fence", "key", "void")
+
+    def __init__(self, key: Key, epoch: int, fence: int = 0) -> None:
+        self.key = key
+        self.epoch = epoch
+        self.fence = fence
+        self.void = False
+
+
+class Cache(Resource[R], Generic[R]):
+    """The common part of MemoryCache, RedisCache and TieredCache."""
+
+    remote = False
+    """Whether there is more to ask than `peek` can see."""
+
+    def __init__(
+        self,
+        *,
+        ttl: float = 300.0,
+        collapse_timeout: float = 10.0,
+        hit_for_miss: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__()
+        if not ttl > 0:
+            raise ConfigError(f"ttl must be more than 0 seconds, not {ttl!r}")
+        if not collapse_timeout > 0:
+            raise ConfigError(f"collapse_timeout must be more than 0 seconds, not {collapse_timeout!r}")
+        if not hit_for_miss >= 0:
+            raise ConfigError(f"hit_for_miss must be at least 0 seconds, not {hit_for_miss!r}")
+        self.ttl = ttl
+        self.collapse_timeout = collapse_timeout
+        self.hit_for_miss = hit_for_miss
+        self.clock = clock
+        self.stats = CacheStats()
+        self.flights: Flights[Any] = Flights()
+        self._fetches: dict[Key, set[Fetch]] = {}
+        self._passes: LRUCache[Hashable, float] = LRUCache(MAX_PASSES)
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Start, for code that has no lifespan; `async with cache:` does the same and stops, too."""
+        await self.__aenter__()
+
+    async def disconnect(self) -> None:
+        await self.aclose()
+
+    async def get(self, key: str, default: Any = None, *, as_type: Any = Any) -> Any:
+        """The value kept under `key`, or `default`. `as_type`: what to decode a structure into (a msgspec type)."""
+        value = await self._value(key)
+        if value is None:
+            self.stats.value_misses += 1
+            return default
+        self.stats.value_hits += 1
+        return value.load(as_type)
+
+    async def set(self, key: str, value: Any, ttl: float | None = None, *, tags: Sequence[str] = ()) -> None:
+        """Keep `value` for `ttl` seconds (default: the cache's), to be purged by any of `tags`."""
+        await self._keep(key, value, ttl, tags, epoch=self.epoch(), render_time=0.0)
+
+    async def exists(self, key: str) -> bool:
+        return await self._value(key) is not None
+
+    async def delete(self, key: str, *more: str) -> None:
+        await self._erase((key, *more))
+
+    async def get_or_compute(
+        self,
+        key: str,
+        compute: Callable[[], Awaitable[T] | T],
+        ttl: float | None = None,
+        *,
+        tags: Sequence[str] = (),
+        as_type: Any = Any,
+    ) -> T:
+        """The value of `key`, computed if it is not there: once, however many ask at the same time.
+
+        Those who wait get the same value, or the same error. Nobody waits longer than `collapse_timeout` seconds:
+        then he computes for himself.
+        """
+        give_up = time.monotonic() + self.collapse_timeout
+        name = self.value_name(key)
+        while True:
+            value = await self._value(key)
+            if value is not None:
+                self.stats.value_hits += 1
+                return value.load(as_type)  # type: ignore[no-any-return]
+            flight = self.flights.find(name)
+            if flight is None:
+                self.stats.value_misses += 1
+                return await self._lead(name, key, compute, ttl, tags, as_type, give_up)
+            outcome = await flight.wait(max(0.0, give_up - time.monotonic()))
+            if outcome is Outcome.SHARED:
+                self.stats.collapsed += 1
+                assert flight.value is not None
+                return flight.value.load(as_type)  # type: ignore[no-any-return]
+            if outcome is Outcome.FAILED and flight.error is not None:
+                raise flight.error
+            if outcome is not Outcome.LOST:
+                return await self._compute(compute)
+
+    async def _lead(
+        self,
+        name: str,
+        key: str,
+        compute: Callable[[], Awaitable[T] | T],
+        ttl: float | None,
+        tags: Sequence[str],
+        as_type: Any,
+        give_up: float,
+    ) -> T:
+        flight = self.flights.open(name)
+        claim = Claim.PASS
+        try:
+            while self.remote and (claim := await self.claim(name, give_up)) is Claim.AGAIN:
+                if (found := await self._value(key)) is not None:
+                    self.stats.collapsed += 1
+                    flight.share(found)
+                    return found.load(as_type)  # type: ignore[no-any-return]
+            epoch, started = self.epoch(), time.perf_counter()
+            computed = await self._compute(compute)
+            kept = await self._keep(key, computed, ttl, tags, epoch=epoch, render_time=time.perf_counter() - started)
+            flight.share(kept)
+            return computed
+        except Exception as error:
+            flight.fail(error)
+            raise
+        finally:
+            self.flights.close(name, flight)
+            if claim is Claim.GRANTED:
+                await self.release(name)
+
+    async def _compute(self, compute: Callable[[], Awaitable[T] | T]) -> T:
+        self.stats.computations += 1
+        result = compute()
+        return await result if isawaitable(result) else result
+
+    async def _keep(
+        self, key: str, value: Any, ttl: float | None, tags: Sequence[str], *, epoch: int, render_time: float
+    ) -> Value:
+        seconds = self.ttl if ttl is None else ttl
+        if not seconds > 0:
+            raise CacheError(f"ttl must be more than 0 seconds, not {seconds!r}")
+        kind, data = values.dump(value)
+        kept = Value(kind, self.clock() + seconds, tuple(tags), render_time, epoch, data)
+        await self._write(key, kept)
+        return kept
+
+    # -- responses ------------------------------------------------------------------------------------------------
+
+    def peek(self, request: Request) -> Entry | None:
+        """The entry for this request, if it can be told at once."""
+        raise NotImplementedError
+
+    async def lookup(self, request: Request) -> Entry | None:
+        """The entry for this request, if there is one anywhere."""
+        return self.peek(request)
+
+    def knows(self, key: Key) -> bool:
+        """Whether some variant of this URL is known here."""
+        raise NotImplementedError
+
+    def value_name(self, key: str) -> str:
+        """What a value is called among the flights and leases."""
+        return f"value:{key}"
+
+    def flight_name(self, request: Request) -> Hashable:
+        """What requests must have in common for one answer to do for all, as far as it is known before there is one."""
+        raise NotImplementedError
+
+    async def fetch(self, request: Request) -> Fetch:
+        """Announce that a response is being fetched. To be ended with `fetched`, whatever becomes of it."""
+        fetch = Fetch(request.key, self.epoch())
+        self._fetches.setdefault(request.key, set()).add(fetch)
+        return fetch
+
+    def fetched(self, fetch: Fetch) -> None:
+        fetches = self._fetches.get(fetch.key)
+        if fetches is not None:
+            fetches.discard(fetch)
+            if not fetches:
+                del self._fetches[fetch.key]
+
+    async def store(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
+        """Keep the entry, unless its URL was written to since it was asked for."""
+        if fetch.void:
+            return False
+        entry.epoch = fetch.epoch
+        if not await self._put(request, entry, fetch):
+            return False
+        self.stats.stored += 1
+        return True
+
+    async def invalidate(self, keys: Iterable[Key]) -> None:
+        """Delete whatever is kept for these URLs, and void what is being fetched for them."""
+        keys = list(keys)
+        for key in keys:
+            for fetch in self._fetches.get(key, ()):
+                fetch.void = True
+        self.stats.invalidations += len(keys)
+        await self._drop_keys(keys)
+
+    async def purge(
+        self,
+        *,
+        tags: Sequence[str] = (),
+        url: str | None = None,
+        prefix: str | None = None,
+        everything: bool = False,
+        soft: bool = False,
+    ) -> None:
+        """Make entries and values go: those with any of `tags`, of one URL, of all URLs that begin with `prefix`, all.
+
+        URLs are as the app sees them: `https://host/path?query`. `soft` marks responses stale instead of removing
+        them, so that they are validated, or served while they are renewed. The cost does not depend on how much is
+        kept. A response that is being made while the purge comes is purged as well.
+        """
+        if isinstance(tags, str):
+            raise CacheError("tags must be a sequence of names, not one string")
+        facts = [Fact("tag", tag, soft) for tag in tags]
+        if url is not None:
+            facts.append(Fact("url", url, soft))
+        if prefix is not None:
+            facts.append(Fact("prefix", prefix, soft))
+        if everything:
+            facts.append(Fact("all", "", soft))
+        if not facts:
+            raise CacheError("purge needs to be told what: tags, url, prefix or everything")
+        self.stats.purges += len(facts)
+        await self._purge(facts)
+
+    # -- hit-for-miss: what is not for sharing is not waited for --------------------------------------------------
+
+    def passes(self, name: Hashable) -> bool:
+        """Whether the last answer to this was for one client only, so that nobody should wait for the next."""
+        until = self._passes.get(name)
+        return until is not None and self.clock() < until
+
+    def remember_pass(self, name: Hashable) -> None:
+        if self.hit_for_miss:
+            self._passes[name] = self.clock() + self.hit_for_miss
+
+    def forget_pass(self, name: Hashable) -> None:
+        self._passes.pop(name, None)
+
+    # -- what subclasses say --------------------------------------------------------------------------------------
+
+    def epoch(self) -> int:
+        """The number of purges so far, as far as it is known here."""
+        raise NotImplementedError
+
+    async def claim(self, name: Hashable, give_up: float) -> Claim:
+        """Ask for the right to fetch `name`, among all processes; wait a while if another has it.
+
+        `give_up`: when not to wait any more, by the monotonic clock.
+        """
+        return Claim.GRANTED
+
+    async def release(self, name: Hashable, *, passes: bool = False) -> None:
+        """Give back what `claim` gave. `passes`: what came is not for sharing, so nobody shall wait for the next."""
+
+    async def _value(self, key: str) -> Value | None:
+        raise NotImplementedError
+
+    async def _write(self, key: str, value: Value) -> None:
+        raise NotImplementedError
+
+    async def _erase(self, keys: Sequence[str]) -> None:
+        raise NotImplementedError
+
+    async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
+        raise NotImplementedError
+
+    async def _drop_keys(self, keys: Sequence[Key]) -> None:
+        raise NotImplementedError
+
+    async def _purge(self, facts: Sequence[Fact]) -> None:
+        raise NotImplementedError

@@ -1,0 +1,73 @@
+"""A stored response, and how it is written down: a version byte, a msgpack head, the body as it is."""
+
+import struct
+from typing import Final
+
+import msgspec
+
+VERSION: Final = 1
+_FRAME: Final = struct.Struct(">BII")  # version, length of the head, length of the body
+
+Fields = tuple[tuple[bytes, bytes], ...]
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """A stored response with all that the hit path asks, decided when it was stored.
+
+    `born` is the moment at which its age would have been zero, so that its age is `now - born` at any time.
+    """
+
+    status: int
+    headers: Fields
+    born: float
+    lifetime: float
+    fresh_until: float
+    """`born + lifetime`, or 0 if it must be validated before every use."""
+    received: float
+    date: float
+    kept_until: float
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    must_revalidate: bool = False
+    no_cache: bool = False
+    etag: bytes | None = None
+    last_modified: bytes | None = None
+    vary: tuple[bytes, ...] = ()
+    vary_values: tuple[bytes | None, ...] = ()
+    tags: tuple[str, ...] = ()
+    render_time: float = 0.0
+    no_vary_search: bytes = b""
+    epoch: int = 0
+    """The number of purges that had happened when its response was asked for."""
+    purged: bool = False
+    """A soft purge has taken its freshness."""
+    body: bytes = b""
+
+    def age(self, now: float) -> int:
+        return max(0, int(now - self.born))
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + 512 + sum(len(name) + len(value) + 96 for name, value in self.headers)
+
+
+def encode(entry: Entry) -> bytes:
+    head = _encoder.encode(msgspec.structs.replace(entry, body=b""))
+    return b"".join((_FRAME.pack(VERSION, len(head), len(entry.body)), head, entry.body))
+
+
+def decode(frame: bytes) -> Entry | None:
+    """The entry, or None if the frame is not one that this version wrote, whole."""
+    try:
+        version, head, body = _FRAME.unpack_from(frame)
+        if version != VERSION or len(frame) != _FRAME.size + head + body:
+            return None
+        entry = _decoder.decode(memoryview(frame)[_FRAME.size : _FRAME.size + head])
+    except (struct.error, msgspec.DecodeError):
+        return None
+    entry.body = frame[_FRAME.size + head :]
+    return entry
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entry)

@@ -1,0 +1,435 @@
+"""One request on its way through the cache when it is no plain hit: who is asked, what is kept, what is answered.
+
+The app is called in the task that the request came in, its bytes go on as they come, and a bounded copy is kept
+beside them. The copy becomes an entry before the last body message goes out, so that whoever asks next finds it.
+"""
+
+import logging
+import time
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from asgi_enhance.asgi.messages import BodyCopy
+from asgi_enhance.asgi.problem import Problem
+from asgi_enhance.asgi.scope import without_extensions
+from asgi_enhance.asgi.types import Headers, Message, Receive, Scope, Send
+from asgi_enhance.cache.core import Claim, Fetch
+from asgi_enhance.cache.entry import Entry
+from asgi_enhance.cache.flights import Flight, Outcome
+from asgi_enhance.cache.policy import conditional, invalidation, ranges, reuse, status
+from asgi_enhance.cache.policy.reuse import Use
+from asgi_enhance.cache.policy.storing import Received, Refusal, complete, terms
+from asgi_enhance.cache.request import Request
+from asgi_enhance.cache.rules import CacheRule
+
+if TYPE_CHECKING:
+    from asgi_enhance.cache.layer import CacheMiddleware
+
+logger = logging.getLogger("asgi_enhance.cache")
+
+ERRORS = frozenset({500, 502, 503, 504})
+"""RFC 5861 4: what counts as an error for stale-if-error."""
+
+
+class Exchange:
+    """The state of one request."""
+
+    __slots__ = (
+        "_cache",
+        "_collapsed",
+        "_copy",
+        "_draft",
+        "_entry",
+        "_fetch",
+        "_flight",
+        "_layer",
+        "_receive",
+        "_request",
+        "_requested",
+        "_rule",
+        "_scope",
+        "_send",
+        "_started",
+        "_timer",
+        "_validating",
+        "_why",
+        "_withheld",
+        "_wrong_304",
+    )
+
+    def __init__(self, layer: "CacheMiddleware", scope: Scope, receive: Receive, send: Send, request: Request) -> None:
+        self._layer = layer
+        self._cache = layer.cache
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._request = request
+        self._rule: CacheRule | None = None
+        self._entry: Entry | None = None  # the stale one, of which the app is asked whether it still holds
+        self._why = "uri-miss"
+        self._collapsed: bool | None = None
+        self._flight: Flight[Entry] | None = None
+
+    async def run(self, entry: Entry | None) -> None:
+        layer, request = self._layer, self._request
+        self._rule = rule = layer.rule(self._scope)
+        if (rule is not None and rule.bypass) or request.has_body or not layer.cacheable(request):
+            layer.stats.bypasses += 1
+            self._why = "bypass"
+            await layer.app(self._scope, self._receive, self._tell)
+            return
+        if entry is None and self._cache.remote:
+            entry = await self._cache.lookup(request)
+        if entry is not None and await self._serve(entry):
+            return
+        if "only-if-cached" in layer.options.honour and "only-if-cached" in request.directives:
+            await Problem(504)(self._scope, self._receive, self._send)
+            return
+        self._entry = entry
+        if entry is not None:
+            self._why = "stale" if entry.purged or self._cache.clock() >= entry.fresh_until else "request"
+        elif self._cache.knows(request.key):
+            self._why = "vary-miss"
+        await self._ask()
+
+    # -- answering from the store ---------------------------------------------------------------------------------
+
+    async def _serve(self, entry: Entry) -> bool:
+        """Answer with the entry if it may be used without asking."""
+        now = self._cache.clock()
+        layer = self._layer
+        use = reuse.decide(self._request, entry, now, layer.options.honour)
+        if use is Use.VALIDATE:
+            return False
+        if use is Use.REFRESH or (layer.early and reuse.early(entry, now, layer.early, layer.rng)):
+            await layer.refresh(self._scope, self._request, entry)
+        layer.stats.hits += 1
+        if entry.purged or now >= entry.fresh_until:
+            layer.stats.stale_hits += 1
+        await self._answer(entry, now, None)
+        return True
+
+    async def _answer(self, entry: Entry, now: float, told: bytes | None) -> None:
+        """Send the entry, or the part of it that was asked for. `told`: Cache-Status, if it is not simply a hit."""
+        request, layer = self._request, self._layer
+        code, headers, body = entry.status, list(entry.headers), entry.body
+        if conditional.not_modified(request, entry, now):
+            code, headers, body = 304, conditional.headers_of_304(entry), b""
+        elif (wanted := ranges.spans(request, entry)) is not None:
+            code, headers, body = ranges.partial(entry, wanted)
+        if layer.age:
+            headers.append((b"age", b"%d" % entry.age(now)))
+        if layer.cache_status:
+            headers.append((b"cache-status", told or layer.hit % int(entry.fresh_until - now)))
+        await self._send({"type": "http.response.start", "status": code, "headers": headers})
+        await self._send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
+
+    # -- asking the app -------------------------------------------------------------------------------------------
+
+    async def _ask(self) -> None:
+        """Ask the app, or wait for what somebody else is told."""
+        request, cache, layer = self._request, self._cache, self._layer
+        may_lead = request.method == "GET" and layer.storable(request)
+        # What a client has conditions of its own for may be answered with 304 or 206, which is for nobody else
+        may_lead = may_lead and not (request.conditional and not (self._entry and conditional.validators(self._entry)))
+        if not layer.collapse:
+            await self._forward()
+            return
+        give_up = time.monotonic() + cache.collapse_timeout
+        for _ in range(MAX_FLIGHTS):
+            name = cache.flight_name(request)
+            if cache.passes(name):
+                break
+            flight = cache.flights.find(name)
+            if flight is None:
+                if may_lead:
+                    await self._lead(name, give_up)
+                    return
+                break
+            outcome = await flight.wait(max(0.0, give_up - time.monotonic()))
+            if outcome is Outcome.SHARED and await self._follow(flight):
+                return
+            if outcome is Outcome.FAILED and await self._excuse(None):
+                return
+            if outcome not in (Outcome.SHARED, Outcome.LOST):
+                self._collapsed = False
+                break
+            if outcome is Outcome.SHARED and (found := cache.peek(request)) is not None and await self._serve(found):
+                return
+        await self._forward()
+
+    async def renew(self, stale: Entry) -> None:
+        """Ask the app for a new one without a client who waits for it."""
+        self._entry, self._why = stale, "stale"
+        self._rule = self._layer.rule(self._scope)
+        self._layer.stats.refreshes += 1
+        await self._lead(self._cache.flight_name(self._request), time.monotonic() + 1.0, insist=False)
+
+    async def _lead(self, name: Hashable, give_up: float, *, insist: bool = True) -> None:
+        """Ask the app for all who want the same, here and in other processes. Who need not insist leaves it to them."""
+        cache = self._cache
+        self._flight = flight = cache.flights.open(name)
+        received = self._entry.received if self._entry is not None else None
+        claim = Claim.PASS
+        try:
+            while cache.remote and (claim := await cache.claim(name, give_up)) is Claim.AGAIN:
+                if not insist:
+                    return
+                if (found := await cache.lookup(self._request)) is not None and found.received != received:
+                    flight.share(found)
+                    if await self._follow(flight):
+                        return
+            await self._forward()
+        finally:
+            passes = flight.outcome is Outcome.ALONE
+            if passes:
+                cache.remember_pass(name)
+            cache.flights.close(name, flight)
+            if claim is Claim.GRANTED:
+                await cache.release(name, passes=passes)
+
+    async def _follow(self, flight: Flight[Entry]) -> bool:
+        """Answer with what the leader has brought, if it is this request's as well."""
+        entry, request, now = flight.value, self._request, self._cache.clock()
+        assert entry is not None
+        if entry.vary_values != request.variant(entry.vary):
+            return False
+        if reuse.decide(request, entry, now, self._layer.options.honour) is Use.VALIDATE:
+            return False
+        self._layer.stats.collapsed += 1
+        await self._answer(entry, now, self._layer.follower[self._why])
+        return True
+
+    async def _excuse(self, code: int | None) -> bool:
+        """stale-if-error: answer with the stale entry where the app has failed."""
+        entry, now = self._entry, self._cache.clock()
+        if entry is None or not reuse.on_error(entry, now):
+            return False
+        self._layer.stats.hits += 1
+        self._layer.stats.stale_hits += 1
+        told = self._told(code, stored=False, detail="stale-if-error")
+        await self._answer(entry, now, told)
+        return True
+
+    async def _forward(self) -> None:
+        layer, cache, request = self._layer, self._cache, self._request
+        validating = self._entry is not None and request.method == "GET" and bool(conditional.validators(self._entry))
+        if self._entry is not None:
+            layer.stats.validations += 1
+        else:
+            layer.stats.misses += 1
+        self._wrong_304 = True
+        while self._wrong_304:
+            self._wrong_304 = self._withheld = self._started = False
+            self._validating = validating
+            self._copy: BodyCopy | None = None
+            self._draft: Entry | None = None
+            self._requested, self._timer = cache.clock(), time.perf_counter()
+            self._fetch: Fetch = await cache.fetch(request)
+            try:
+                await layer.app(self._inner_scope(), self._receive, self._on_message)
+            except Exception as error:
+                if self._flight is not None:
+                    self._flight.fail()
+                if self._withheld:  # the client has been answered; whoever calls should still hear of it
+                    raise
+                if self._started or not await self._excuse(None):
+                    raise
+                logger.error("the app failed; a stale response was served instead", exc_info=error)
+            finally:
+                cache.fetched(self._fetch)
+            validating = False
+
+    def _inner_scope(self) -> Scope:
+        if self._request.method != "GET":
+            return self._scope
+        scope = self._scope
+        if self._layer.storable(self._request):
+            # A file sent by path cannot be copied; bytes can
+            scope = without_extensions(scope, "http.response.pathsend", "http.response.zerocopysend")
+        if self._validating:
+            scope = {**scope, "headers": conditional.asking(self._request.headers, self._entry)}
+        return scope
+
+    async def _on_message(self, message: Message) -> None:
+        kind = message["type"]
+        if self._withheld:
+            return
+        if kind == "http.response.start":
+            await self._on_start(message)
+        elif kind == "http.response.body":
+            await self._on_body(message)
+        else:
+            if kind in _NOT_COPIED:
+                self._give_up()
+            await self._send(message)
+
+    async def _on_start(self, message: Message) -> None:
+        code: int = message["status"]
+        headers: Headers = list(message.get("headers", ()))
+        if code == 304 and self._validating:
+            assert self._entry is not None
+            self._withheld = True
+            if conditional.selects(self._entry, headers):
+                await self._freshen(headers)
+            else:
+                self._wrong_304 = True
+            return
+        if code in ERRORS and await self._excuse(code):
+            self._withheld = True
+            if self._flight is not None:
+                self._flight.fail()
+            return
+        self._started = True
+        now = self._cache.clock()
+        response = Received(code, headers, self._requested, now, trailers=message.get("trailers", False))
+        if self._request.method == "HEAD":
+            await self._learn_from_head(response)
+        verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
+        detail = None
+        if isinstance(verdict, Refusal):
+            self._layer.stats.refused += 1
+            detail = verdict.reason
+            if self._flight is not None:
+                self._flight.alone()
+        else:
+            self._draft = verdict
+            self._copy = BodyCopy(self._layer.options.max_body)
+        if self._layer.cache_status:
+            headers.append((b"cache-status", self._told(code, stored=detail is None, detail=detail)))
+        await self._send({**message, "headers": headers})
+
+    async def _on_body(self, message: Message) -> None:
+        if self._copy is not None:
+            if not self._copy.add(message.get("body", b"")):
+                self._layer.stats.too_large += 1
+                self._give_up()
+            elif not message.get("more_body", False):
+                await self._publish(self._copy.body() or b"")
+        await self._send(message)
+
+    def _give_up(self) -> None:
+        self._copy = self._draft = None
+        if self._flight is not None:
+            self._flight.alone()
+
+    async def _publish(self, body: bytes) -> None:
+        """The response is whole: store it before anybody can know that it is."""
+        entry, self._copy = self._draft, None
+        if entry is None:
+            return
+        if not complete(entry, body):
+            self._give_up()
+            return
+        entry.body = body
+        entry.headers = _with_length(entry, body)
+        await self._keep(entry)
+
+    async def _keep(self, entry: Entry) -> None:
+        entry.render_time = time.perf_counter() - self._timer
+        kept = await self._cache.store(self._request, entry, self._fetch)
+        if self._flight is not None:
+            usable = not self._fetch.void and self._cache.clock() < entry.fresh_until
+            if usable:
+                self._flight.share(entry)
+            else:
+                self._flight.alone()
+        if kept:
+            self._cache.forget_pass(self._cache.flight_name(self._request))
+
+    async def _freshen(self, headers: Headers) -> None:
+        """RFC 9111 4.3.4: the app says the stored response holds, and for how long."""
+        old = self._entry
+        assert old is not None
+        self._layer.stats.not_modified += 1
+        now = self._cache.clock()
+        merged = conditional.updated(old, headers)
+        response = Received(old.status, merged, self._requested, now, not_modified=True)
+        verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
+        if isinstance(verdict, Refusal):
+            await self._cache.invalidate([self._request.key])
+            if self._flight is not None:
+                self._flight.alone()
+            entry = _replayed(old, merged, now)
+        else:
+            entry = verdict
+            entry.body = old.body
+            entry.headers = _with_length(entry, old.body)
+            await self._keep(entry)
+        await self._answer(entry, now, self._told(304, stored=not isinstance(verdict, Refusal)))
+
+    async def _learn_from_head(self, response: Received) -> None:
+        """RFC 9111 4.3.5: a response to HEAD freshens what is stored, or shows that it is outdated."""
+        old = self._entry
+        if old is None or response.status != 200:
+            return
+        if not conditional.head_agrees(old, response.headers):
+            await self._cache.invalidate([self._request.key])
+            return
+        merged = conditional.updated(old, response.headers)
+        renewed = Received(old.status, merged, response.requested, response.received, not_modified=True)
+        entry = terms(self._request, renewed, self._layer.options, self._rule, self._layer.rng)
+        if isinstance(entry, Entry):
+            entry.body = old.body
+            entry.headers = _with_length(entry, old.body)
+            await self._cache.store(self._request, entry, self._fetch)
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def _told(self, code: int | None, *, stored: bool, detail: str | None = None) -> bytes:
+        layer = self._layer
+        return status.forwarded(
+            layer.cache_name, self._why, code, stored=stored, collapsed=self._collapsed, detail=detail
+        )
+
+    async def _tell(self, message: Message) -> None:
+        """Pass on a response that is none of the cache's business, with a note that it is not."""
+        if message["type"] == "http.response.start" and self._layer.cache_status:
+            told = (b"cache-status", self._told(message["status"], stored=False))
+            message = {**message, "headers": [*message.get("headers", ()), told]}
+        await self._send(message)
+
+    async def write_through(self) -> None:
+        """An unsafe method: the app decides, and what it changes goes before the client hears of it."""
+        self._why = "method"
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                code, headers = message["status"], list(message.get("headers", ()))
+                if keys := invalidation.keys(self._request, code, headers):
+                    await self._cache.invalidate(keys)
+                if groups := invalidation.groups(self._request, code, headers):
+                    await self._cache.purge(tags=groups)
+            await self._tell(message)
+
+        await self._layer.app(self._scope, self._receive, send)
+
+
+MAX_FLIGHTS = 3
+"""How often a request may find that what it waited for was another variant, before it goes on its own."""
+
+_NOT_COPIED = frozenset({"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"})
+
+
+def _with_length(entry: Entry, body: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """A stored response has a known length, however it came."""
+    if entry.status == 204 or any(name.lower() == b"content-length" for name, _ in entry.headers):
+        return entry.headers
+    return (*entry.headers, (b"content-length", b"%d" % len(body)))
+
+
+def _replayed(old: Entry, headers: Headers, now: float) -> Entry:
+    """The answer to this one client, where the updated response may no longer be kept."""
+    return Entry(
+        status=old.status,
+        headers=tuple(headers),
+        born=now,
+        lifetime=0.0,
+        fresh_until=0.0,
+        received=now,
+        date=now,
+        kept_until=now,
+        etag=old.etag,
+        last_modified=old.last_modified,
+        body=old.body,
+    )

@@ -1,0 +1,253 @@
+"""May this response be stored, and on which terms (RFC 9111 3)?
+
+The response decides, by what it says of itself; a rule of the operator speaks only where the response says nothing.
+What is refused is refused with a reason, which Cache-Status shows as its `detail` and the statistics count.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from asgi_enhance.asgi.types import Headers, RawHeaders
+from asgi_enhance.cache.entry import Entry
+from asgi_enhance.cache.policy import fields, freshness, vary
+from asgi_enhance.cache.policy.fields import Directives
+from asgi_enhance.cache.policy.options import Options
+from asgi_enhance.cache.request import Request
+from asgi_enhance.cache.rules import CacheRule
+
+HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9111 3.1: these belong to one connection, not to the response."""
+
+UNDERSTOOD: Final = frozenset(
+    {200, 203, 204, 300, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 410, 414, 421, 451, 500, 501, 502, 503, 504}
+)
+"""Statuses whose caching this cache knows all about: `must-understand` may take the place of `no-store` (5.2.2.3)."""
+
+Rng = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a response is not stored."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A response as it came from the app, and when."""
+
+    status: int
+    headers: Headers
+    requested: float
+    """When the app was asked, by the clock of the cache."""
+    received: float
+    trailers: bool = False
+    not_modified: bool = False
+    """It is a stored response whose fields a 304 has just updated, not one that came whole."""
+
+
+def terms(
+    request: Request, response: Received, options: Options, rule: CacheRule | None, rng: Rng = random.random
+) -> Entry | Refusal:
+    """The entry to be kept, its body still empty, or why there is none."""
+    status, headers, now = response.status, response.headers, response.received
+    directives, aimed = _directives(headers, options.targeted)
+    reason = _obstacle(request, response, directives, options, shared=not options.private)
+    if reason is not None:
+        return Refusal(reason)
+
+    date_lines = fields.values(headers, b"date")
+    date = fields.http_date(date_lines[0], now) if date_lines else None
+    if date is None:
+        date = now
+    expires = [] if aimed else fields.values(headers, b"expires")
+    lifetime = freshness.explicit_lifetime(directives, expires, date, now, shared=not options.private)
+    explicit = lifetime is not None
+    modified = fields.values(headers, b"last-modified")
+    swr, sie = _window(directives, "stale-while-revalidate"), _window(directives, "stale-if-error")
+    if lifetime is None:
+        if status in options.negative_ttl:
+            lifetime, explicit = options.negative_ttl[status], True
+        elif rule is not None and rule.ttl is not None and status in rule.statuses:
+            lifetime, explicit = rule.ttl, True
+        else:
+            last_modified = fields.http_date(modified[0], now) if modified else None
+            public = "public" in directives
+            lifetime = freshness.heuristic_lifetime(options.heuristic, status, public, last_modified, date)
+    if rule is not None:
+        swr = rule.stale_while_revalidate if swr is None and rule.stale_while_revalidate is not None else swr
+        sie = rule.stale_if_error if sie is None and rule.stale_if_error is not None else sie
+    if status >= 400 and not (explicit or lifetime):
+        return Refusal("error-without-freshness")
+    if options.jitter and explicit:
+        lifetime *= 1.0 - options.jitter * rng()
+
+    age = freshness.initial_age(fields.values(headers, b"age"), date, response.requested, now)
+    veto = not directives.keys().isdisjoint(
+        {"must-revalidate"} if options.private else {"must-revalidate", "proxy-revalidate", "s-maxage"}
+    )
+    no_cache = directives.get("no-cache", False) is None
+    etag = next(iter(fields.values(headers, b"etag")), None)
+    swr, sie = (swr or 0.0, sie or 0.0) if not (veto or no_cache) else (0.0, 0.0)
+    if age is None:
+        age, lifetime = 0.0, 0.0
+    remaining = lifetime - age
+    validator = etag is not None or bool(modified)
+    if not validator and (no_cache or max(remaining + swr, remaining + sie) <= 0):
+        return Refusal("no-freshness" if not explicit else "never-fresh")
+
+    nominated = _vary(headers, rule)
+    if nominated is None:
+        return Refusal("vary-star")
+    if len(nominated) > options.max_vary:
+        return Refusal("vary-too-many")
+    omitted = _qualified(directives)
+    if options.set_cookie == "strip":
+        omitted |= {b"set-cookie", b"set-cookie2"}
+    born = now - age
+    return Entry(
+        status=status,
+        headers=replayable(headers, omitted),
+        born=born,
+        lifetime=lifetime,
+        fresh_until=0.0 if no_cache else born + lifetime,
+        received=now,
+        date=date,
+        kept_until=now + max(remaining, 0.0) + max(swr, sie, KEEP_TO_VALIDATE if validator else 0.0),
+        stale_while_revalidate=swr,
+        stale_if_error=sie,
+        must_revalidate=veto,
+        no_cache=no_cache,
+        etag=etag,
+        last_modified=modified[0] if modified else None,
+        vary=nominated,
+        vary_values=request.variant(nominated),
+        tags=_tags(request, headers, rule),
+        no_vary_search=b", ".join(fields.values(headers, b"no-vary-search")),
+    )
+
+
+KEEP_TO_VALIDATE: Final = 3600.0
+"""How long a stale response with a validator is kept: a 304 is cheaper than a body, memory is not free."""
+
+
+def replayable(headers: RawHeaders, omitted: frozenset[bytes] = frozenset()) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields that are part of the stored response: without those of a connection, and without Age."""
+    own = {name.lower() for name in fields.members(fields.values(headers, b"connection"))}
+    dropped = HOP_BY_HOP | own | omitted | {b"age"}
+    return tuple((bytes(name), bytes(value)) for name, value in headers if name.lower() not in dropped)
+
+
+def complete(entry: Entry, body: bytes) -> bool:
+    """RFC 9111 3.3: a body that is shorter or longer than it said is not the response."""
+    lengths = {value.strip() for line in fields.values(entry.headers, b"content-length") for value in line.split(b",")}
+    return not lengths or lengths == {b"%d" % len(body)}
+
+
+def _directives(headers: RawHeaders, targets: tuple[bytes, ...]) -> tuple[Directives, bool]:
+    """The directives that count (RFC 9213 2.2), and whether they were aimed at caches like this one."""
+    for name in targets:
+        lines = fields.values(headers, name)
+        if lines and (directives := fields.targeted(lines)) is not None:
+            return directives, True
+    return fields.cache_control(fields.values(headers, b"cache-control")), False
+
+
+def _obstacle(
+    request: Request, response: Received, directives: Directives, options: Options, *, shared: bool
+) -> str | None:
+    status, headers = response.status, response.headers
+    if request.method != "GET" and not response.not_modified:
+        return "method"
+    if status < 200 or status in (206, 304) or (status == 200 and fields.values(headers, b"content-range")):
+        return "partial" if status in (200, 206) else "status"
+    if response.trailers:
+        return "trailers"
+    understood = "must-understand" in directives and status in UNDERSTOOD
+    if "must-understand" in directives and not understood:
+        return "not-understood"
+    if "no-store" in directives and not understood:
+        return "no-store"
+    if "no-store" in request.directives:
+        return "request-no-store"
+    if shared and directives.get("private", False) is None:
+        return "private"
+    if options.set_cookie == "refuse" and any(name.lower() in _COOKIES for name, _ in headers):
+        return "set-cookie"
+    for name, value in headers:
+        if _UNSAFE_BYTES.intersection(value) or not name:
+            return "invalid-field"
+    return _personal(request, headers, directives, options) if shared else None
+
+
+def _personal(request: Request, headers: RawHeaders, directives: Directives, options: Options) -> str | None:
+    """RFC 9111 3.5, and what it leaves to the cache: is a response to somebody's request for everybody?"""
+    for_all = "public" in directives or "s-maxage" in directives
+    for name, _ in request.headers:
+        if name == b"authorization":
+            if not (for_all or "must-revalidate" in directives):
+                return "authorization"
+        elif name == b"cookie":
+            if options.cookies == "explicit" and not for_all and b"cookie" not in (_vary(headers, None) or ()):
+                return "cookie"
+        elif name in options.risky_headers:
+            return "unkeyed-header"
+    return None
+
+
+def _vary(headers: RawHeaders, rule: CacheRule | None) -> vary.VaryNames | None:
+    lines = fields.values(headers, b"vary")
+    if rule is not None:
+        lines = [*lines, *rule.nominated]
+    return vary.names(lines)
+
+
+def _window(directives: Directives, name: str) -> float | None:
+    seconds = directives.get(name)
+    return float(max(0, seconds)) if isinstance(seconds, int) else None
+
+
+def _qualified(directives: Directives) -> frozenset[bytes]:
+    """The fields that `no-cache="…"` and `private="…"` keep out of the store: never sent, so never sent unvalidated."""
+    listed: frozenset[bytes] = frozenset()
+    for name in ("no-cache", "private"):
+        names = directives.get(name)
+        if isinstance(names, frozenset):
+            listed |= names
+    return listed
+
+
+def _tags(request: Request, headers: RawHeaders, rule: CacheRule | None) -> tuple[str, ...]:
+    groups = fields.strings(fields.values(headers, b"cache-groups"))
+    tags = [group_tag(request.origin, group) for group in groups]
+    for line in fields.values(headers, b"surrogate-key"):
+        tags.extend(tag.decode("latin-1") for tag in line.split())
+    tags.extend(tag.decode("latin-1") for tag in fields.members(fields.values(headers, b"cache-tag")))
+    if rule is not None:
+        tags.extend(rule.tags)
+    return tuple(dict.fromkeys(tags))
+
+
+def group_tag(origin: str, group: str) -> str:
+    """RFC 9875: a group is known within its origin only. No Surrogate-Key can hold a space, so none can pretend."""
+    return f"{origin} {group}"
+
+
+_COOKIES: Final = frozenset({b"set-cookie", b"set-cookie2"})
+_UNSAFE_BYTES: Final = frozenset(b"\r\n\0")

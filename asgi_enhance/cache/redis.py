@@ -1,0 +1,381 @@
+"""A cache in Redis: shared by processes and hosts, one round trip a hit.
+
+All variants of a URL are one hash, so one HMGET brings the variant that is wanted together with the list of Varys
+that says whether it was the right one to want. Frames are bytes that this version wrote or they are nothing. Redis
+away or slow is a miss, at once: what could not be told to it meanwhile is told before it is believed again.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Hashable, Sequence
+from importlib.resources import files
+from typing import Any, Final
+
+import msgspec
+from cachetools import LRUCache
+from redis.exceptions import RedisError
+
+from asgi_enhance.cache import entry as entries
+from asgi_enhance.cache import values
+from asgi_enhance.cache.core import Cache, Claim, Fetch, Running
+from asgi_enhance.cache.entry import Entry
+from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
+from asgi_enhance.cache.policy.vary import VaryNames
+from asgi_enhance.cache.request import Key, Request, digest
+from asgi_enhance.cache.values import Value
+from asgi_enhance.errors import ConfigError, RedisUnavailable
+from asgi_enhance.redis import RedisManager, Subscription
+
+FAILURES: Final = (RedisUnavailable, RedisError)
+MAX_PURGES: Final = 10_000
+MAX_OWED: Final = 10_000
+FENCE: Final = 600_000
+"""Milliseconds for which a write keeps out responses that were asked for before it."""
+POLL: Final = 0.1
+"""Seconds after which a waiter looks for himself, should the word that wakes him be lost."""
+PLAIN: Final = "-"
+"""The field of the one variant of a URL whose responses do not vary."""
+NO_VARY: Final[tuple[VaryNames, ...]] = ((),)
+
+
+class RedisRunning(Running):
+    """What a started RedisCache has on its loop: besides tasks, an ear for purges and for what others have fetched."""
+
+    def __init__(self, purges: Subscription, released: Subscription) -> None:
+        super().__init__()
+        self.purges = purges
+        self.released = released
+
+
+class RedisCache(Cache[RedisRunning]):
+    """A cache in Redis or Valkey.
+
+    redis:        a RedisManager, or a URL. Default: the environment's REDIS_URL.
+    max_variants: how many variants of one URL; the oldest goes when there are more. Default 64.
+    ttl:          how long a value is kept unless `set` says otherwise, in seconds. Default 300.
+    collapse_timeout: how long anybody waits for what somebody else fetches, in seconds; a lease lasts one second
+                  longer. Default 10.
+    hit_for_miss: how long nobody waits any more after an answer that was for one client only, in seconds. Default 10.
+    clock:        the time of day in seconds, for tests. All processes should agree on it.
+    """
+
+    remote = True
+
+    def __init__(
+        self,
+        redis: RedisManager | str | None = None,
+        *,
+        max_variants: int = 64,
+        ttl: float = 300.0,
+        collapse_timeout: float = 10.0,
+        hit_for_miss: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(ttl=ttl, collapse_timeout=collapse_timeout, hit_for_miss=hit_for_miss, clock=clock)
+        if max_variants < 1:
+            raise ConfigError(f"max_variants must be at least 1, not {max_variants!r}")
+        self.manager = manager = RedisManager.of(redis) or RedisManager()
+        self.max_variants = max_variants
+        self.purges = Purges(MAX_PURGES)
+        self._purges_key = manager.key("cache", "purges")
+        self._purges_channel = manager.key("cache", "purges")
+        self._released_channel = manager.key("cache", "released")
+        self._prefix = manager.key("cache", "r", "")
+        self._varies: LRUCache[str, tuple[bytes | None, tuple[VaryNames, ...]]] = LRUCache(10_000)
+        self._behind = True
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._leases: dict[Hashable, str] = {}
+        self._owed: dict[Key | Fact, None] = {}
+        self._store, self._invalidate, self._record, self._release = (
+            manager.script(files("asgi_enhance.cache").joinpath(f"{name}.lua").read_text())
+            for name in ("store", "invalidate", "purge", "release")
+        )
+
+    async def _start(self) -> RedisRunning:
+        await self.manager.__aenter__()
+        self._behind = True
+        return RedisRunning(
+            self.manager.subscribe(self._purges_channel, self._on_purge, self._on_gap),
+            self.manager.subscribe(self._released_channel, self._on_released),
+        )
+
+    async def _stop(self, value: RedisRunning) -> None:
+        await value.tasks.cancel()
+        await value.purges.close()
+        await value.released.close()
+        await self.manager.__aexit__(None, None, None)
+
+    # -- responses ------------------------------------------------------------------------------------------------
+
+    def peek(self, request: Request) -> Entry | None:
+        return None
+
+    async def lookup(self, request: Request) -> Entry | None:
+        try:
+            await self._catch_up()
+            return await self._find(request)
+        except FAILURES:
+            self.stats.store_errors += 1
+            return None
+
+    async def _find(self, request: Request) -> Entry | None:
+        name = digest(request.key)
+        key = self._key(name)
+        known, varies = self._varies.get(name, (None, NO_VARY))
+        frames: list[bytes | None]
+        spoken, *frames = await self.manager.execute(
+            "HMGET", key, "s", *(self._field(request, names) for names in varies), idempotent=True
+        )
+        if spoken != known:
+            varies = self._learn(name, spoken)
+            if varies != NO_VARY or any(frames):
+                fields = [self._field(request, names) for names in varies]
+                frames = await self.manager.execute("HMGET", key, *fields, idempotent=True)
+        best: Entry | None = None
+        for names, frame in zip(varies, frames, strict=False):
+            if frame is None:
+                continue
+            entry = entries.decode(frame)
+            if entry is None:
+                self.stats.corrupt += 1
+                await self.manager.execute("HDEL", key, self._field(request, names))
+            elif self._survives(request, entry) and (best is None or entry.date > best.date):
+                best = entry
+        return best
+
+    def _survives(self, request: Request, entry: Entry) -> bool:
+        if entry.kept_until <= self.clock():
+            return False
+        verdict = self.purges.of(entry, request.key)
+        entry.purged = verdict is Verdict.SOFT
+        return verdict is not Verdict.GONE
+
+    def _learn(self, name: str, spoken: bytes | None) -> tuple[VaryNames, ...]:
+        """The Varys in use for a URL, as Redis knows them."""
+        varies = NO_VARY
+        if spoken is not None:
+            try:
+                listed = _varies.decode(spoken)
+            except msgspec.DecodeError:
+                listed = []
+            varies = tuple(tuple(line.encode().split(b",")) if line else () for line in listed) or NO_VARY
+        self._varies[name] = (spoken, varies)
+        return varies
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}{{{name}}}"
+
+    def _field(self, request: Request, names: VaryNames) -> str:
+        if not names and not request.partition:
+            return PLAIN
+        return digest((*request.partition, b"", *names, b"", *request.variant(names)))
+
+    def knows(self, key: Key) -> bool:
+        known, _ = self._varies.get(digest(key), (None, NO_VARY))
+        return known is not None
+
+    def flight_name(self, request: Request) -> Hashable:
+        name = digest(request.key)
+        _, varies = self._varies.get(name, (None, NO_VARY))
+        return f"{self._key(name)}:{self._field(request, varies[0])}"
+
+    def value_name(self, key: str) -> str:
+        return self._value_key(key)
+
+    def epoch(self) -> int:
+        return self.purges.number
+
+    async def fetch(self, request: Request) -> Fetch:
+        fetch = await super().fetch(request)
+        try:
+            fence = await self.manager.execute("GET", self._fence(request.key), idempotent=True)
+            fetch.fence = int(fence or 0)
+        except FAILURES:
+            # Whether its URL is written to meanwhile cannot be known, so it will not be kept
+            self.stats.store_errors += 1
+            fetch.void = True
+        return fetch
+
+    async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
+        milliseconds = int((entry.kept_until - self.clock()) * 1000)
+        if milliseconds <= 0:
+            return False
+        name = digest(request.key)
+        try:
+            kept = await self._store(
+                keys=[self._key(name), self._fence(request.key)],
+                args=[
+                    str(fetch.fence),
+                    self._field(request, entry.vary),
+                    entries.encode(entry),
+                    milliseconds,
+                    b",".join(entry.vary),
+                    self.max_variants,
+                ],
+            )
+        except FAILURES:
+            self.stats.store_errors += 1
+            return False
+        return bool(kept)
+
+    def _fence(self, key: Key) -> str:
+        return f"{self._key(digest(key))}:fence"
+
+    async def _drop_keys(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            await self._tell(key)
+
+    async def _purge(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            await self._tell(fact)
+        self._behind = True
+
+    # -- what Redis must hear before it is believed again ---------------------------------------------------------
+
+    async def _tell(self, news: Key | Fact) -> None:
+        try:
+            await self._say(news)
+        except FAILURES:
+            self.stats.store_errors += 1
+            if len(self._owed) >= MAX_OWED:
+                self._owed = {Fact("all", "", False): None}
+            self._owed[news] = None
+
+    async def _say(self, news: Key | Fact) -> None:
+        if isinstance(news, Fact):
+            everything = _fact.encode(Fact("all", "", False))
+            fact = _fact.encode(news)
+            await self._record(keys=[self._purges_key], args=(self._purges_channel, MAX_PURGES, everything, fact))
+        else:
+            key = self._key(digest(news))
+            await self._invalidate(keys=[key, self._fence(news)], args=[FENCE])
+
+    async def _catch_up(self) -> None:
+        """Tell what could not be told, hear what was not heard. Whatever fails here makes the lookup a miss."""
+        running = self.opened() or await self.started()
+        while self._owed:
+            news = next(iter(self._owed))
+            await self._say(news)
+            self._owed.pop(news, None)
+        if self._behind or not running.purges.is_ready:
+            self._behind = False
+            try:
+                await self._read_purges()
+            except BaseException:
+                self._behind = True
+                raise
+
+    async def _read_purges(self) -> None:
+        last = self.purges.number
+        reply = await self.manager.execute(
+            "ZRANGEBYSCORE", self._purges_key, last, "+inf", "WITHSCORES", idempotent=True
+        )
+        recorded = [(_fact_decoder.decode(fact), int(float(score))) for fact, score in _pairs(reply)]
+        for fact, number in recorded:
+            if number > last:
+                self.purges.add(fact, number)
+
+    def _on_purge(self, payload: bytes) -> None:
+        self._behind = True
+
+    def _on_gap(self) -> None:
+        self._behind = True
+
+    # -- leases ---------------------------------------------------------------------------------------------------
+
+    async def claim(self, name: Hashable, give_up: float) -> Claim:
+        lease, token = f"{name}:lease", secrets.token_hex(8)
+        heard = asyncio.Event()
+        waiting = self._waiting.setdefault(lease, set())
+        waiting.add(heard)  # before the lease is tried, so that no word is missed
+        try:
+            holder = await self.manager.execute(
+                "SET", lease, token, "NX", "GET", "PX", int((self.collapse_timeout + 1) * 1000)
+            )
+            if holder is None:
+                self._leases[name] = token
+                return Claim.GRANTED
+            if holder == b"-":
+                return Claim.PASS
+            patience = give_up - time.monotonic()
+            if patience <= 0:
+                return Claim.PASS
+            try:
+                async with asyncio.timeout(min(patience, POLL)):
+                    await heard.wait()
+            except TimeoutError:
+                pass
+            return Claim.AGAIN
+        except FAILURES:
+            self.stats.store_errors += 1
+            return Claim.PASS
+        finally:
+            waiting.discard(heard)
+            if not waiting:
+                self._waiting.pop(lease, None)
+
+    async def release(self, name: Hashable, *, passes: bool = False) -> None:
+        token = self._leases.pop(name, None)
+        if token is None:
+            return
+        milliseconds = int(self.hit_for_miss * 1000) if passes else 0
+        try:
+            await self._release(keys=[f"{name}:lease"], args=[token, milliseconds, self._released_channel])
+        except FAILURES:
+            self.stats.store_errors += 1  # it expires
+
+    def _on_released(self, payload: bytes) -> None:
+        for heard in self._waiting.get(payload.decode(), ()):
+            heard.set()
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    async def _value(self, key: str) -> Value | None:
+        try:
+            await self._catch_up()
+            frame = await self.manager.execute("GET", self._value_key(key), idempotent=True)
+            if frame is None:
+                return None
+            value = values.decode(frame)
+            if value is None:
+                self.stats.corrupt += 1
+                await self.manager.execute("DEL", self._value_key(key))
+                return None
+        except FAILURES:
+            self.stats.store_errors += 1
+            return None
+        if value.kept_until <= self.clock():
+            return None
+        return value if self.purges.verdict(value.epoch, value.tags) is Verdict.KEPT else None
+
+    async def _write(self, key: str, value: Value) -> None:
+        milliseconds = max(1, int((value.kept_until - self.clock()) * 1000))
+        try:
+            await self.manager.execute(
+                "SET", self._value_key(key), values.encode(value), "PX", milliseconds, idempotent=True
+            )
+        except FAILURES:
+            self.stats.store_errors += 1
+
+    async def _erase(self, keys: Sequence[str]) -> None:
+        try:
+            for key in keys:
+                await self.manager.execute("UNLINK", self._value_key(key), idempotent=True)
+        except FAILURES:
+            self.stats.store_errors += 1
+
+    def _value_key(self, key: str) -> str:
+        return self.manager.key("cache", "v", key)
+
+
+def _pairs(reply: list[Any]) -> list[tuple[bytes, Any]]:
+    """Members and scores, which RESP2 gives in one list and RESP3 in pairs."""
+    if reply and isinstance(reply[0], list | tuple):
+        return [(member, score) for member, score in reply]
+    return list(zip(reply[::2], reply[1::2], strict=True))
+
+
+_fact = msgspec.msgpack.Encoder()
+_fact_decoder = msgspec.msgpack.Decoder(Fact)
+_varies = msgspec.msgpack.Decoder(list[str])  # Lua's msgpack knows only one kind of string

@@ -1,0 +1,133 @@
+"""What the cache needs to know of a request: its key, its cache-related fields, whether it may be answered at all.
+
+The key is a tuple of bytes as the client wrote them. Nothing is decoded, normalised or joined, so two URLs share an
+entry only if they are the same URL: `/a%2Fb` is not `/a/b`, `/a/` is not `/a`, and the host is part of it.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from urllib.parse import quote
+
+from asgi_enhance.asgi.types import RawHeaders, Scope
+from asgi_enhance.cache.policy.fields import Directives, cache_control
+from asgi_enhance.cache.policy.vary import VaryNames, VaryValues, values
+
+Key = tuple[bytes, bytes, bytes, bytes, bytes]
+"""Namespace, scheme, host, path, query: one URL, whoever asks for it and however it varies."""
+
+Partition = tuple[bytes, ...]
+"""What else tells apart the responses of one URL: fields the operator names, the user in a private cache."""
+
+_WATCHED = frozenset(
+    {
+        b"cache-control",
+        b"content-length",
+        b"host",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"pragma",
+        b"range",
+        b"transfer-encoding",
+    }
+)
+_NO_DIRECTIVES: Directives = {}
+_SCHEMES = {"http": b"http", "https": b"https"}
+
+
+class Request:
+    """One request, read once."""
+
+    __slots__ = ("_directives", "encodings", "fields", "headers", "key", "method", "partition", "plain")
+
+    def __init__(
+        self,
+        scope: Scope,
+        namespace: bytes = b"",
+        partition_by: Sequence[bytes] = (),
+        encodings: tuple[bytes, ...] = (),
+    ) -> None:
+        self.method: str = scope["method"]
+        self.headers: RawHeaders = scope["headers"]
+        self._directives: Directives | None = None
+        fields: dict[bytes, bytes] = {}
+        for name, value in self.headers:
+            if name in _WATCHED:
+                fields[name] = fields[name] + b", " + value if name in fields else value
+        self.fields = fields
+        host = fields.pop(b"host", None)
+        self.plain = not fields
+        """No field asks for anything but the response itself."""
+        raw_path = scope.get("raw_path")
+        self.key: Key = (
+            namespace,
+            _SCHEMES.get(scope.get("scheme", "http"), b"?"),
+            host.lower() if host is not None else _server(scope),
+            raw_path.partition(b"?")[0] if raw_path is not None else quote(scope["path"]).encode("ascii"),
+            scope.get("query_string", b""),
+        )
+        self.partition: Partition = _partition(self.headers, partition_by) if partition_by else ()
+        self.encodings = encodings
+
+    @property
+    def directives(self) -> Directives:
+        if self._directives is None:
+            line = self.fields.get(b"cache-control")
+            if line is not None:
+                self._directives = cache_control([line])
+            elif b"no-cache" in self.fields.get(b"pragma", b"").lower():
+                self._directives = {"no-cache": None}  # RFC 9111 5.4: only where there is no Cache-Control
+            else:
+                self._directives = _NO_DIRECTIVES
+        return self._directives
+
+    @property
+    def has_body(self) -> bool:
+        """A GET may have a body, and an app may read it; no key can hold it."""
+        return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0").strip() != b"0"
+
+    @property
+    def conditional(self) -> bool:
+        """The client has something of its own to compare with, or wants only a part."""
+        return not self.plain and not self.fields.keys().isdisjoint(_OWN_CONDITIONS)
+
+    @property
+    def origin(self) -> str:
+        return (self.key[1] + b"://" + self.key[2]).decode("latin-1")
+
+    def variant(self, vary: VaryNames) -> VaryValues:
+        """This request's values of the fields a Vary nominates."""
+        return values(vary, self.headers, self.encodings) if vary else ()
+
+
+def _partition(headers: RawHeaders, names: Sequence[bytes]) -> Partition:
+    """One digest a field, which tells apart absent, empty, one line and two lines. Credentials are not kept."""
+    parts: list[bytes] = []
+    for name in names:
+        state = blake2b(digest_size=16)
+        lines = [value for key, value in headers if key == name]
+        for line in lines:
+            state.update(b"%d:" % len(line) + line)
+        parts.append(state.digest() if lines else b"")
+    return tuple(parts)
+
+
+_OWN_CONDITIONS = frozenset({b"if-match", b"if-modified-since", b"if-none-match", b"if-unmodified-since", b"range"})
+
+
+def _server(scope: Scope) -> bytes:
+    server = scope.get("server")
+    if not server:
+        return b""
+    host, port = server
+    return f"{host}:{port}".encode("latin-1", "replace") if port is not None else str(host).encode("latin-1", "replace")
+
+
+def digest(key: Sequence[bytes | None]) -> str:
+    """A key or the values of a variant as a fixed-length name; the length before each part keeps parts apart."""
+    state = blake2b(digest_size=16)
+    for part in key:
+        state.update(b"-" if part is None else b"%d:" % len(part) + part)
+    return state.hexdigest()
