@@ -13,7 +13,7 @@ class Breaker:
 
     __slots__ = ("_delay", "_first_delay", "_last_delay", "_threshold", "failures", "opened_at")
 
-    def __init__(self, *, threshold: int = 3, first_delay: float = 0.1, last_delay: float = 5.0) -> None:
+    def __init__(self, *, threshold: int = 3, first_delay: float = 0.1, last_delay: float = 2.0) -> None:
         self._threshold = threshold
         self._first_delay = first_delay
         self._last_delay = last_delay
@@ -31,12 +31,12 @@ class Breaker:
         if self.opened_at is not None or self.failures < self._threshold:
             return False
         self.opened_at = now
-        self._delay = self._first_delay
         return True
 
     def succeeded(self, now: float) -> float | None:
         """Forget the failures; the seconds it was open if this closed it, else None."""
         self.failures = 0
+        self._delay = self._first_delay
         if self.opened_at is None:
             return None
         opened_at, self.opened_at = self.opened_at, None

@@ -21,7 +21,7 @@ from asgi_enhance.redis.address import Address
 from asgi_enhance.redis.commands import first_key
 from asgi_enhance.redis.dial import Dialer
 from asgi_enhance.redis.node import Node
-from asgi_enhance.redis.session import Client, Plan, close_client
+from asgi_enhance.redis.session import Client, Connect, Plan, close_client
 from asgi_enhance.redis.subscribe import Subscription
 from asgi_enhance.redis.subscriber import Subscriber
 from asgi_enhance.redis.wire import pack
@@ -220,7 +220,7 @@ class ClusterSession:
             shard.add(subscription)
         self._sharded[subscription] = wanted
 
-    def _connector(self, dialer: Dialer) -> Any:
+    def _connector(self, dialer: Dialer) -> Connect:
         async def connect() -> AbstractConnection:
             try:
                 return await dialer.connect()

@@ -38,7 +38,7 @@ class RedisManager(Resource["Session"]):
         max_in_flight: commands without a reply, per server, before callers wait. Default 1024.
         breaker_threshold: failures in a row (to connect, or of a connection) that open the breaker. Default 3.
         probe_delay: seconds before the first probe of an open breaker; doubles. Default 0.1.
-        max_probe_delay: seconds between probes at most. Default 5.
+        max_probe_delay: seconds between probes at most. Default 2.
         silence: seconds without a byte before a subscription's connection is asked for one, and again before it is
             made anew. Default 2.
         client_timeout: seconds a command of `.client` may take, blocking ones too. Default 5.
@@ -54,7 +54,7 @@ class RedisManager(Resource["Session"]):
         max_in_flight: int = 1024,
         breaker_threshold: int = 3,
         probe_delay: float = 0.1,
-        max_probe_delay: float = 5.0,
+        max_probe_delay: float = 2.0,
         silence: float = 2.0,
         client_timeout: float = 5.0,
     ) -> None:

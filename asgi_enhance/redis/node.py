@@ -104,9 +104,10 @@ class Node:
                     pipeline = self.pipeline
                     if pipeline is None:
                         await self._connected()
-                    elif pipeline.full:
+                        continue
+                    if pipeline.full:
                         await pipeline.room()
-                    else:
+                    if self.pipeline is pipeline:
                         return pipeline
         except TimeoutError:
             what = "no connection" if self.pipeline is None else f"{self._max_in_flight} commands in flight"
@@ -114,6 +115,8 @@ class Node:
 
     async def _connected(self) -> None:
         """Join the one attempt to connect, or begin it."""
+        if self._retired:
+            raise RedisUnavailable("the manager was closed")
         if self._attempt is None:
             self._attempt = self._tasks.spawn(self._try(), name=f"redis connect {self.label}")
         attempt = self._attempt

@@ -74,7 +74,8 @@ class Pipeline(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._expired = False
         self._paused = False  # the transport's buffer is full
-        self._callers: deque[asyncio.Future[None]] = deque()  # waiting until it is not `full`
+        self._callers: deque[asyncio.Future[None]] = deque()  # waiting while it is `full`, first come first served
+        self._granted = 0  # of these, woken and not yet back
 
     @property
     def in_flight(self) -> int:
@@ -87,12 +88,12 @@ class Pipeline(asyncio.Protocol):
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(command)
-        if len(self._waiting) >= self._max_in_flight:
+        if len(self._waiting) + self._granted >= self._max_in_flight:
             self.full = True
         return future
 
     async def room(self) -> None:
-        """Wait until it is not full, or lost. Look again then: another caller may have been quicker."""
+        """Wait for one's turn to send one command, at once; or until the connection is lost."""
         caller: asyncio.Future[None] = self._loop.create_future()
         self._callers.append(caller)
         try:
@@ -100,9 +101,11 @@ class Pipeline(asyncio.Protocol):
         except asyncio.CancelledError:
             if caller.cancelled():
                 self._callers.remove(caller)
-            else:
-                self._wake(1)  # woken and cancelled in the same turn: the place goes to the next
+            else:  # woken and cancelled in the same turn: the place goes to the next
+                self._granted -= 1
+                self._admit()
             raise
+        self._granted -= 1
 
     def discard(self, reason: str) -> None:
         """Drop the connection; every command on it fails, and those that were written may have run."""
@@ -120,7 +123,8 @@ class Pipeline(asyncio.Protocol):
                 future.set_exception(error(f"redis {reason}", maybe_executed=len(self._waiting) >= unsent))
         self._unsent.clear()
         self._retire(reason)
-        self._wake(len(self._callers))
+        self._paused = False
+        self._admit()
 
     async def aclose(self) -> None:
         """Wait for the replies still due, then close the connection."""
@@ -156,9 +160,8 @@ class Pipeline(asyncio.Protocol):
         if self._retired and not waiting:
             self.discard(f"{self._label} is not in service")
             return
-        if self.full and not self._paused and len(waiting) < self._max_in_flight:
-            self.full = False
-            self._wake(self._max_in_flight - len(waiting))
+        if self.full:
+            self._admit()
         self._on_reply()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -170,9 +173,7 @@ class Pipeline(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if len(self._waiting) < self._max_in_flight:
-            self.full = False
-            self._wake(self._max_in_flight - len(self._waiting))
+        self._admit()
 
     # inside
 
@@ -225,9 +226,15 @@ class Pipeline(asyncio.Protocol):
         else:
             self.discard(f"{self._label} did not answer within {self._timeout:g} s")
 
-    def _wake(self, number: int) -> None:
-        while self._callers and number > 0:
+    def _admit(self) -> None:
+        """Wake the callers there is room for; of a lost connection, all, to look for another."""
+        if self._paused:
+            return
+        room = len(self._callers) if self._closed else self._max_in_flight - len(self._waiting) - self._granted
+        while self._callers and room > 0:
             caller = self._callers.popleft()
             if not caller.done():
                 caller.set_result(None)
-                number -= 1
+                self._granted += 1
+                room -= 1
+        self.full = room <= 0

@@ -58,7 +58,7 @@ class Plan:
             connect,
             label=label,
             silence=self.silence,
-            breaker=self._breaker(),
+            backoff=self._breaker(),
             stats=self.stats,
             tasks=tasks,
             on_moved=on_moved,

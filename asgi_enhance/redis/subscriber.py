@@ -1,10 +1,13 @@
 """The connection that subscriptions live on: made again whenever it breaks or falls silent."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 
 from redis.asyncio.connection import AbstractConnection
+from redis.crc import key_slot
+from redis.exceptions import MovedError, RedisError
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
@@ -13,10 +16,13 @@ from asgi_enhance.redis.stats import RedisStats
 from asgi_enhance.redis.subscribe import Subscription
 from asgi_enhance.redis.wire import NOTHING, Wire, pack
 
+logger = logging.getLogger("asgi_enhance.redis")
+
 Key = tuple[bool, bytes]  # sharded, channel
 
 _BATCH = 512  # channels in one SUBSCRIBE
 _PING = pack(("PING",))
+_rng = random.Random()
 
 
 class Subscriber:
@@ -26,7 +32,7 @@ class Subscriber:
         connect: makes a connection, or raises `RedisUnavailable`.
         label: what the task is called.
         silence: seconds without a byte before the server is asked for one, and again before the connection is dropped.
-        breaker: used for its delays between attempts.
+        backoff: a breaker, for its delays between attempts.
         stats: where to count.
         tasks: the owner of the task.
         on_moved: called when the server has dropped a sharded channel, because its slot moved.
@@ -38,7 +44,7 @@ class Subscriber:
         *,
         label: str,
         silence: float,
-        breaker: Breaker,
+        backoff: Breaker,
         stats: RedisStats,
         tasks: Tasks,
         on_moved: Callable[[], None] | None = None,
@@ -47,13 +53,12 @@ class Subscriber:
         self.wanted: dict[Key, list[Subscription]] = {}
         self._connect = connect
         self._silence = silence
-        self._breaker = breaker
+        self._backoff = backoff
         self._stats = stats
         self._tasks = tasks
         self._on_moved = on_moved
         self._task: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
-        self._rng = random.Random()
 
     def add(self, subscription: Subscription) -> None:
         key = (subscription.sharded, subscription.channel)
@@ -90,30 +95,33 @@ class Subscriber:
             self._listener.wire.drop()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection = await self._connect()
-            except RedisUnavailable:
-                self._breaker.failed(loop.time())
-                await asyncio.sleep(self._breaker.next_probe(self._rng))
-                continue
-            listener = self._listener = Listener(connection, self, silence=self._silence, stats=self._stats)
-            try:
-                listener.subscribe(list(self.wanted))
-                await listener.lost.wait()
-            finally:
-                self._listener = None
-                listener.wire.abort()
-                for listeners in self.wanted.values():
-                    for subscription in listeners:
-                        subscription.unconfirm()
-            self._stats.gaps += 1
-            if not listener.heard:
-                self._breaker.failed(loop.time())
-                await asyncio.sleep(self._breaker.next_probe(self._rng))
-            else:
-                self._breaker.succeeded(loop.time())
+        try:
+            while self.wanted:
+                if not await self._serve():
+                    await asyncio.sleep(self._backoff.next_probe(_rng))
+        finally:
+            self._task = None
+
+    async def _serve(self) -> bool:
+        """Connect, and stay until the connection is lost; False if it was never of use."""
+        try:
+            connection = await self._connect()
+        except RedisUnavailable:
+            return False
+        listener = self._listener = Listener(connection, self, silence=self._silence)
+        try:
+            listener.subscribe(list(self.wanted))
+            await listener.lost.wait()
+        finally:
+            self._listener = None
+            listener.wire.abort()
+            for listeners in self.wanted.values():
+                for subscription in listeners:
+                    subscription.unconfirm()
+        self._stats.gaps += 1
+        if listener.heard:
+            self._backoff.succeeded(0.0)
+        return listener.heard
 
     # for the listener
 
@@ -126,10 +134,11 @@ class Subscriber:
         for subscription in tuple(self.wanted.get(key, ())):
             subscription.confirm()
 
-    def moved(self, key: Key) -> None:
-        """The server has dropped a sharded channel: its slot is served elsewhere now."""
-        for subscription in self.wanted.pop(key, ()):
-            subscription.unconfirm()
+    def moved(self, keys: list[Key]) -> None:
+        """The server does not serve these sharded channels any more."""
+        for key in keys:
+            for subscription in self.wanted.pop(key, ()):
+                subscription.unconfirm()
         if self._on_moved is not None:
             self._on_moved()
 
@@ -137,7 +146,7 @@ class Subscriber:
 class Listener(asyncio.Protocol):
     """One connection in subscribed mode."""
 
-    def __init__(self, connection: AbstractConnection, owner: Subscriber, *, silence: float, stats: RedisStats) -> None:
+    def __init__(self, connection: AbstractConnection, owner: Subscriber, *, silence: float) -> None:
         self.lost = asyncio.Event()
         self.heard = False  # anything at all
         self._owner = owner
@@ -176,22 +185,20 @@ class Listener(asyncio.Protocol):
         try:
             self.wire.feed(data)
             while (reply := gets()) is not NOTHING:
-                self._take(reply)
-        except Exception:
+                if isinstance(reply, list) and len(reply) > 2:
+                    self._take(*reply)
+                elif isinstance(reply, Exception):
+                    self._refused(reply)
+        except (RedisError, ValueError) as error:
+            logger.error("redis %s sent what is not a message: %r", self._owner.label, error)
             self.wire.abort()
-            raise
 
     def connection_lost(self, error: Exception | None) -> None:
         self._timer.cancel()
         self.wire.lost()
         self.lost.set()
 
-    def _take(self, reply: object) -> None:
-        if not isinstance(reply, list) or len(reply) < 3:
-            if isinstance(reply, Exception):
-                raise reply
-            return  # a pong
-        kind, channel, value = reply[0], reply[1], reply[2]
+    def _take(self, kind: bytes, channel: bytes, value: bytes) -> None:
         if kind == b"message":
             self._owner.message((False, channel), value)
         elif kind == b"smessage":
@@ -207,7 +214,16 @@ class Listener(asyncio.Protocol):
             if key in self._due:
                 self._answered(key)
             else:
-                self._owner.moved(key)
+                self._owner.moved([key])
+
+    def _refused(self, error: Exception) -> None:
+        if isinstance(error, MovedError):
+            keys = [key for key in self._due if key[0] and key_slot(key[1]) == error.slot_id]
+            for key in keys:
+                del self._due[key]
+            self._owner.moved(keys)
+        else:
+            logger.error("redis %s refused a subscription: %s", self._owner.label, error)
 
     def _answered(self, key: Key) -> bool:
         """True if this was the last answer due for it."""

@@ -6,7 +6,6 @@ stands, its transport gets our protocol, and hiredis parses what comes.
 """
 
 import asyncio
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +53,5 @@ class Wire:
         await self._lost.wait()
 
     def drop(self) -> None:
-        """Let go of it after its loop was closed: nothing can be scheduled, the socket closes with its transport."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            self._transport = self._writer = self.write = None
+        """Let go of it after its loop was closed: the socket closes when its transport is collected."""
+        self._transport = self._writer = self.write = None
