@@ -1,11 +1,12 @@
 """Holds all that is counted, pulls what other cores count, and adds it up for whoever asks."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -14,29 +15,19 @@ from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.asgi.process import CpuMeter, Limits, LoopLag, resident_bytes
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.asgi.types import Message, Scope
-from asgi_enhance.errors import ConfigError
+from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.metrics.policy import DURATION_BUCKETS
 from asgi_enhance.metrics.series import FULL, RequestSeries, SocketSeries, Table
+from asgi_enhance.metrics.share import DirectoryShare, RedisShare, Share
 from asgi_enhance.metrics.snapshot import snapshot
 from asgi_enhance.metrics.stats import Row, Source
-from asgi_enhance.metrics.window import Ring, Slot
+from asgi_enhance.metrics.totals import Totals
+from asgi_enhance.metrics.window import Ring
+
+if TYPE_CHECKING:
+    from asgi_enhance.redis import RedisManager
 
 logger = logging.getLogger("asgi_enhance.metrics")
-
-
-@dataclass(slots=True)
-class Totals:
-    """Everything there is to show, of one process or of several added up."""
-
-    began: float
-    workers: int = 1
-    active: dict[str, int] = field(default_factory=dict)
-    requests: list[RequestSeries] = field(default_factory=list)
-    sockets: list[SocketSeries] = field(default_factory=list)
-    exceptions: dict[tuple[str, str], int] = field(default_factory=dict)
-    slots: list[Slot] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    watched: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class MetricsCollector(Resource[Tasks]):
@@ -45,18 +36,25 @@ class MetricsCollector(Resource[Tasks]):
     registry:   a prometheus_client registry with the user's own metrics, exported along. Default: its global one.
     max_series: series of this process' requests and WebSockets; more are counted under `<overflow>`. Default: 1000.
     buckets:    upper bounds of the classic duration buckets, seconds, rising. Default: OpenTelemetry's advice.
+    redis:      a RedisManager or URL through which workers add up what they count. Default: each for itself, unless
+                PROMETHEUS_MULTIPROC_DIR names a directory to do so.
+    interval:   seconds between two shipments to the other workers. Default: 5.
     exemplars:  keep the trace id of W3C `traceparent` for one request a bucket. Default: False.
     """
 
     def __init__(
         self,
         *,
+        redis: "RedisManager | str | None" = None,
+        interval: float = 5.0,
         registry: CollectorRegistry | None = REGISTRY,
         max_series: int = 1000,
         buckets: Iterable[float] = DURATION_BUCKETS,
         exemplars: bool = False,
     ) -> None:
         super().__init__()
+        if not interval > 0:
+            raise ConfigError(f"interval must be a positive number of seconds, not {interval!r}")
         bounds = tuple(float(bound) for bound in buckets)
         if not bounds or list(bounds) != sorted(set(bounds)) or bounds[0] <= 0:
             raise ConfigError(f"buckets must be positive seconds in rising order, not {bounds!r}")
@@ -75,35 +73,55 @@ class MetricsCollector(Resource[Tasks]):
         self._ring = Ring(self.began)
         self._sources: dict[str, Source] = {}
         self._registry = _readable(registry)
+        self._interval = interval
+        self._redis = _manager(redis)
+        self._share = _share(self._redis, interval, repr(bounds))
 
-    def watch(self, name: str, stats: Any, *, label: str | None = None) -> None:
+    def watch(self, name: str, stats: Any, *, label: str | None = None, gauges: Iterable[str] = ()) -> None:
         """Export what another core counts as `asgi_enhance_{name}_{field}`; see `asgi_enhance.metrics.stats`.
 
-        stats: an object with numbers as attributes, a mapping, or a callable that gives one of these. Attributes named
-               in its class' `GAUGES` go up and down; the others only up.
-        label: the stats are a mapping from this label's values to such objects.
+        stats:  an object with numbers as attributes, a mapping, or a callable that gives one of these.
+        label:  the stats are a mapping from this label's values to such objects.
+        gauges: fields that go up and down, like those the object's class names in `GAUGES`; the others only go up.
         """
         known = self._sources.get(name)
         if known is not None and known.stats is not stats:
             raise ConfigError(f"name: {name!r} is watched already")
-        self._sources[name] = Source(name, stats, label)
+        self._sources[name] = Source(name, stats, label, gauges)
 
-    async def get_metrics(self) -> dict[str, Any]:
-        """All metrics as plain data: rates, percentiles by window, endpoints, watched stats, saturation."""
-        return snapshot(self.totals(), time())
+    async def get_metrics(self, *, scope: str = "all") -> dict[str, Any]:
+        """All metrics as plain data: rates, percentiles by window, endpoints, watched stats, saturation.
+
+        `scope` is "all" for all workers that share, or "process" for this one.
+        """
+        labels = {source.name: source.label for source in self._sources.values() if source.label is not None}
+        return snapshot(await self.gather(scope), time(), labels)
+
+    async def gather(self, scope: str = "all") -> Totals:
+        """What all workers have counted; what this one has, if it stands alone or cannot reach the others."""
+        local = self.totals()
+        if self._share is None or scope == "process":
+            return local
+        try:
+            return await self._share.gather(local, self.table.buckets)
+        except (RedisUnavailable, OSError):
+            return local
+        except Exception:
+            self.failed()
+            return local
 
     def totals(self) -> Totals:
         """What this process has counted, up to now."""
         self._turn()
         return Totals(
             began=self.began,
+            workers=1,
             active=self.table.active(),
             requests=list(self.table.requests.values()),
             sockets=list(self.table.sockets.values()),
             exceptions=self.table.exceptions,
             slots=list(self._ring.slots),
             rows=[*self._watched_rows(), *self._own_rows()],
-            watched=self._watched(),
         )
 
     @property
@@ -159,7 +177,7 @@ class MetricsCollector(Resource[Tasks]):
         """Something of our own went wrong, in an `except` clause: the request goes on."""
         self.errors += 1
         if self.errors == 1:
-            logger.exception("metrics failed to count a request; further failures are only counted")
+            logger.exception("the metrics failed; further failures are only counted")
 
     # The inside.
 
@@ -167,24 +185,35 @@ class MetricsCollector(Resource[Tasks]):
         self._limits = Limits()
         tasks = Tasks()
         tasks.spawn(self.lag.run(), name="asgi_enhance.metrics.lag")
+        if self._share is not None:
+            tasks.spawn(self._ship(self._share), name="asgi_enhance.metrics.ship")
+        if self._redis is not None:
+            await self._redis.__aenter__()
         return tasks
 
     async def _stop(self, value: Tasks) -> None:
         await value.cancel()
+        try:
+            if self._share is not None:
+                await self._share.leave(self.totals())
+        finally:
+            if self._redis is not None:
+                await self._redis.__aexit__(None, None, None)
+
+    async def _ship(self, share: Share) -> None:
+        while True:
+            try:
+                await share.ship(self.totals())
+            except (RedisUnavailable, OSError):
+                pass  # the differences grow until there is somebody to take them
+            except Exception:
+                self.failed()
+            await asyncio.sleep(self._interval)
 
     def _turn(self) -> None:
         self.table.fold(self._ring.current)
         self.cpu.cores()
         self.turn_at = perf_counter() + self._ring.turn(time())
-
-    def _watched(self) -> dict[str, dict[str, Any]]:
-        found = {}
-        for source in self._sources.values():
-            try:
-                found[source.name] = source.read()
-            except Exception:
-                self.failed()
-        return found
 
     def _watched_rows(self) -> Iterator[Row]:
         for source in self._sources.values():
@@ -204,6 +233,21 @@ class MetricsCollector(Resource[Tasks]):
         yield _own("process_memory_bytes", "gauge", "Resident memory.", resident_bytes())
         yield _own("process_memory_limit_bytes", "gauge", "Memory that may be used.", limits.memory_bytes)
         yield _own("event_loop_lag_seconds", "gauge", "Worst lag of the loop in 10 s.", self.lag.worst)
+
+
+def _manager(redis: "RedisManager | str | None") -> "RedisManager | None":
+    if redis is None:
+        return None
+    from asgi_enhance.redis import RedisManager
+
+    return RedisManager.of(redis)
+
+
+def _share(redis: "RedisManager | None", interval: float, fingerprint: str) -> Share | None:
+    if redis is not None:
+        return RedisShare(redis, interval=interval, fingerprint=fingerprint)
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return DirectoryShare(Path(directory), fingerprint=fingerprint) if directory else None
 
 
 def _own(name: str, kind: str, text: str, value: float) -> Row:

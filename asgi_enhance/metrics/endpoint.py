@@ -27,10 +27,11 @@ class Endpoint:
         collector = self._collector
         await collector.turn()
         form = negotiate(b",".join(header_values(scope["headers"], b"accept")).decode("latin-1"))
+        reach = "process" if b"scope=process" in scope["query_string"].split(b"&") else "all"
         if form is Format.JSON:
-            body = msgspec.json.encode(await collector.get_metrics())
+            body = msgspec.json.encode(await collector.get_metrics(scope=reach))
         else:
-            body, failures = await render(collector.totals(), collector.registry, form)
+            body, failures = await render(await collector.gather(reach), collector.registry, form)
             collector.errors += failures
         await respond(scope, send, form.value, body)
 

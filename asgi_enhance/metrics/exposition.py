@@ -20,10 +20,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest as encode_text
 from prometheus_client.openmetrics.exposition import generate_latest as encode_openmetrics
 
-from asgi_enhance.metrics.core import Totals
 from asgi_enhance.metrics.series import Exemplar, RequestSeries
 from asgi_enhance.metrics.sketch import SCHEMA, Distribution
 from asgi_enhance.metrics.stats import Row
+from asgi_enhance.metrics.totals import Totals
 
 SLICE = 0.002
 """Seconds of writing after which other tasks get their turn."""

@@ -4,6 +4,7 @@ import os
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
@@ -17,11 +18,15 @@ from asgi_enhance.metrics.policy import CANCELLED, DISCONNECTED, INCOMPLETE, NO_
 from asgi_enhance.metrics.route import HOOK
 from asgi_enhance.metrics.series import FULL, SocketSeries
 
+if TYPE_CHECKING:
+    from asgi_enhance.redis import RedisManager
+
 
 class MetricsMiddleware:
     """Counts every request and WebSocket that passes, and serves the metrics at `path`.
 
     collector: the MetricsCollector to count into. Default: one of its own.
+    redis:     a RedisManager or URL through which workers add up their metrics. Default: each worker for itself.
     path:      where to serve; None serves nothing. Default: "/metrics".
     allow:     a predicate on the scope that says who may read; others get 403. Default: everybody.
     exclude:   paths that are passed on without being counted. Default: "/livez" and "/readyz".
@@ -32,14 +37,17 @@ class MetricsMiddleware:
         app: ASGIApp,
         *,
         collector: MetricsCollector | None = None,
+        redis: "RedisManager | str | None" = None,
         path: str | None = "/metrics",
         allow: Callable[[Scope], bool] | None = None,
         exclude: Iterable[str] = ("/livez", "/readyz"),
     ) -> None:
+        if collector is not None and redis is not None:
+            raise ConfigError("redis belongs to the collector: give it to MetricsCollector(redis=…)")
         if path is not None and (not path.startswith("/") or path.endswith("/")):
             raise ConfigError(f"path must begin with a slash and not end with one, not {path!r}")
         self.app = app
-        self.collector = MetricsCollector() if collector is None else collector
+        self.collector = MetricsCollector(redis=redis) if collector is None else collector
         endpoint = Endpoint(self.collector, allow=allow)
         self._others: dict[str, ASGIApp] = dict.fromkeys((exclude,) if isinstance(exclude, str) else exclude, app)
         if path is not None:

@@ -135,7 +135,7 @@ class Table:
         self.overflows = 0
         self.routes = Routes()
         self._limit = limit
-        self._buckets = buckets
+        self.buckets = buckets
 
     def __len__(self) -> int:
         return len(self.requests) + len(self.sockets) + len(self.exceptions)
@@ -153,7 +153,7 @@ class Table:
         if series is None:
             if len(self) >= self._limit:
                 return self._overflow(labels)
-            series = self.requests[labels] = RequestSeries(labels, self._buckets)
+            series = self.requests[labels] = RequestSeries(labels, self.buckets)
         if exact and status and not error and not streamed and len(self.bound) < self._limit:
             with suppress(TypeError):  # an endpoint that cannot be hashed takes this way every time
                 self.bound[shown(scope), method, status] = series
@@ -194,7 +194,7 @@ class Table:
         self.overflows += 1
         status = labels.status[:1] + "xx" if labels.status[:1] in "12345" else OTHER
         spilled = RequestLabels(labels.method, OVERFLOW, status, "", labels.stream)
-        return self.requests.setdefault(spilled, RequestSeries(spilled, self._buckets))
+        return self.requests.setdefault(spilled, RequestSeries(spilled, self.buckets))
 
 
 def is_event_stream(head: Message) -> bool:

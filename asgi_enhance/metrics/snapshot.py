@@ -2,24 +2,24 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asgi_enhance.metrics.policy import CANCELLED, DISCONNECTED
 from asgi_enhance.metrics.series import RequestSeries
 from asgi_enhance.metrics.sketch import quantiles
-from asgi_enhance.metrics.stats import hit_ratio
+from asgi_enhance.metrics.stats import as_data
+from asgi_enhance.metrics.totals import Totals
 from asgi_enhance.metrics.window import WINDOWS, Window, window
-
-if TYPE_CHECKING:
-    from asgi_enhance.metrics.core import Totals
 
 RANKS = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
-def snapshot(totals: "Totals", now: float) -> dict[str, Any]:
-    """Everything in `totals` at `now` (wall-clock seconds), in rates, ratios and percentiles."""
+def snapshot(totals: Totals, now: float, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Everything in `totals` at `now` (wall-clock seconds), in rates, ratios and percentiles.
+
+    `labels` names the label of each watched source that has one.
+    """
     windows = {name: window(totals.slots, seconds, now, totals.began) for name, seconds in WINDOWS.items()}
-    values = {row.name.removeprefix("asgi_enhance_"): row.value for row in totals.rows if not row.labels}
     return {
         "time": now,
         "uptime_seconds": now - totals.began,
@@ -31,15 +31,13 @@ def snapshot(totals: "Totals", now: float) -> dict[str, Any]:
             {"route": route, "type": kind, "count": count} for (route, kind), count in sorted(totals.exceptions.items())
         ],
         "websockets": _sockets(totals),
-        "saturation": _saturation(values, windows),
-        "metrics": {
-            name: int(values.get(f"metrics_{name}", 0)) for name in ("series", "overflows_total", "errors_total")
-        },
-        **{name: _with_ratio(stats) for name, stats in totals.watched.items()},
+        "saturation": _saturation(totals, windows),
+        "metrics": {name: int(sum(_own(totals, f"metrics_{name}").values())) for name in _HEALTH},
+        **as_data(totals.rows, labels),
     }
 
 
-def _requests(totals: "Totals", windows: Mapping[str, Window]) -> dict[str, Any]:
+def _requests(totals: Totals, windows: Mapping[str, Window]) -> dict[str, Any]:
     series = totals.requests
     count = sum(one.duration.count for one in series)
     errors = sum(one.duration.count for one in series if one.labels.failed)
@@ -59,7 +57,7 @@ def _requests(totals: "Totals", windows: Mapping[str, Window]) -> dict[str, Any]
     }
 
 
-def _latency(totals: "Totals", windows: Mapping[str, Window]) -> dict[str, Any]:
+def _latency(totals: Totals, windows: Mapping[str, Window]) -> dict[str, Any]:
     start: Counter[int] = Counter()
     for series in totals.requests:
         if series.duration.sketch is not None:
@@ -72,7 +70,7 @@ def _percentiles(sketch: Mapping[int, int]) -> dict[str, Any]:
     return {"count": sum(sketch.values()), **dict(zip(RANKS, answers, strict=True))}
 
 
-def _endpoints(totals: "Totals", windows: Mapping[str, Window]) -> list[dict[str, Any]]:
+def _endpoints(totals: Totals, windows: Mapping[str, Window]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[RequestSeries]] = {}
     for series in totals.requests:
         groups.setdefault((series.labels.method, series.labels.route), []).append(series)
@@ -104,7 +102,7 @@ def _endpoint(key: tuple[str, str], group: list[RequestSeries], windows: Mapping
     }
 
 
-def _sockets(totals: "Totals") -> dict[str, Any]:
+def _sockets(totals: Totals) -> dict[str, Any]:
     fields = ("active", "accepted", "refused", "messages_received", "messages_sent", "bytes_received", "bytes_sent")
     routes = [
         {"route": one.route, **{name: getattr(one, name) for name in fields}, "closed": dict(one.closed)}
@@ -113,10 +111,29 @@ def _sockets(totals: "Totals") -> dict[str, Any]:
     return {**{name: sum(getattr(one, name) for one in totals.sockets) for name in fields}, "routes": routes}
 
 
-def _saturation(values: Mapping[str, float], windows: Mapping[str, Window]) -> dict[str, Any]:
+_HEALTH = ("series", "overflows_total", "errors_total")
+
+
+def _own(totals: Totals, name: str) -> dict[str, float]:
+    """One of our own values by worker."""
+    rows = (row for row in totals.rows if row.name == f"asgi_enhance_{name}")
+    return {dict(row.labels).get("worker", ""): row.value for row in rows}
+
+
+def _of_hosts(by_worker: Mapping[str, float]) -> float:
+    """A limit is shared by the workers of a host (a container), and adds up over hosts."""
+    hosts: dict[str, float] = {}
+    for worker, value in by_worker.items():
+        host = worker.partition(":")[0]
+        hosts[host] = max(value, hosts.get(host, 0.0))
+    return sum(hosts.values())
+
+
+def _saturation(totals: Totals, windows: Mapping[str, Window]) -> dict[str, Any]:
     """What is in use of what there is. `concurrency` is Little's law: requests in the house, on average."""
-    cpu, cpu_limit = values.get("process_cpu_cores", 0.0), values.get("process_cpu_limit_cores", 0.0)
-    memory, memory_limit = values.get("process_memory_bytes", 0.0), values.get("process_memory_limit_bytes", 0.0)
+    cpu, cpu_limit = sum(_own(totals, "process_cpu_cores").values()), _of_hosts(_own(totals, "process_cpu_limit_cores"))
+    memory = sum(_own(totals, "process_memory_bytes").values())
+    memory_limit = _of_hosts(_own(totals, "process_memory_limit_bytes"))
     return {
         "cpu_cores": cpu,
         "cpu_limit_cores": cpu_limit,
@@ -124,13 +141,8 @@ def _saturation(values: Mapping[str, float], windows: Mapping[str, Window]) -> d
         "memory_bytes": memory,
         "memory_limit_bytes": memory_limit,
         "memory_utilization": memory / memory_limit if memory_limit else 0.0,
-        "event_loop_lag_seconds": values.get("event_loop_lag_seconds", 0.0),
+        "event_loop_lag_seconds": max(_own(totals, "event_loop_lag_seconds").values(), default=0.0),
         "concurrency": {
             name: sum(counts[2] for counts in one.endpoints.values()) / one.seconds for name, one in windows.items()
         },
     }
-
-
-def _with_ratio(stats: dict[str, Any]) -> dict[str, Any]:
-    ratio = hit_ratio(stats)
-    return stats if ratio is None else {**stats, "hit_ratio": ratio}

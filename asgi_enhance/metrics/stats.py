@@ -7,7 +7,7 @@ to such objects: backends by name, for instance. Names that begin with an unders
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,37 +24,30 @@ _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One value with its name; `kind` is "counter" or "gauge"."""
+    """One value with its name; `kind` is "counter" or "gauge". A watched one knows its source and field."""
 
     name: str
     kind: str
     help: str
     labels: tuple[tuple[str, str], ...]
     value: float
+    source: str = ""
+    field: str = ""
 
 
 class Source:
     """One watched object: `name` is the middle of its metrics' names."""
 
-    __slots__ = ("label", "name", "stats")
+    __slots__ = ("gauges", "label", "name", "stats")
 
-    def __init__(self, name: str, stats: Any, label: str | None) -> None:
+    def __init__(self, name: str, stats: Any, label: str | None, gauges: Iterable[str]) -> None:
         for argument, text in (("name", name), ("label", label)):
             if text is not None and not _NAME.fullmatch(text):
                 raise ConfigError(f"{argument} must be a metric name (letters, digits, underscores), not {text!r}")
         self.name = name
         self.stats = stats
         self.label = label
-
-    def read(self) -> dict[str, Any]:
-        """The values as they are, for JSON: by field, or by label value and field."""
-        stats = _resolved(self.stats)
-        if self.label is None:
-            return {field: value for field, value, _ in _fields(stats)}
-        return {
-            label_value(str(key)): {field: value for field, value, _ in _fields(_resolved(one))}
-            for key, one in _items(stats)
-        }
+        self.gauges = frozenset(gauges)
 
     def rows(self) -> Iterator[Row]:
         stats = _resolved(self.stats)
@@ -74,12 +67,40 @@ class Source:
         for field, value, gauge in _fields(stats):
             name = f"{PREFIX}_{self.name}_{field}"
             text = helps.get(field) or f"{field.replace('_', ' ')} of {self.name}.".capitalize()
+            kind, number = "gauge", 1.0
             if isinstance(value, str):
-                yield Row(name, "gauge", text, (*labels, (field, label_value(value))), 1)
-            elif gauge or isinstance(value, bool):
-                yield Row(name, "gauge", text, labels, float(value))
+                shown = (*labels, (field, label_value(value)))
             else:
-                yield Row(name.removesuffix("_total") + "_total", "counter", text, labels, float(value))
+                shown, number = labels, float(value)
+                if not (gauge or field in self.gauges or isinstance(value, bool)):
+                    kind, name = "counter", name.removesuffix("_total") + "_total"
+            yield Row(name, kind, text, shown, number, self.name, field)
+
+
+def as_data(rows: Iterable[Row], labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Watched rows by source and field; by label value between them for a source in `labels`.
+
+    What several workers say of a gauge is added; of several texts, all that were said stay.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if not row.source:
+            continue
+        given = dict(row.labels)
+        fields = found.setdefault(row.source, {})
+        if row.source in labels:
+            fields = fields.setdefault(given.get(labels[row.source], ""), {})
+        if row.field in given and row.kind == "gauge":
+            said = {*str(fields.get(row.field, "")).split(" "), given[row.field]} - {""}
+            fields[row.field] = " ".join(sorted(said))
+        else:
+            value = fields.get(row.field, 0) + row.value
+            fields[row.field] = int(value) if value == int(value) else value
+    for fields in found.values():
+        ratio = hit_ratio(fields)
+        if ratio is not None:
+            fields["hit_ratio"] = ratio
+    return found
 
 
 def hit_ratio(values: Mapping[str, Any]) -> float | None:
