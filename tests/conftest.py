@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from asgi_enhance.redis import RedisManager
+from asgi_enhance.testing.live import LiveServer
 from asgi_enhance.testing.servers import RedisServer, ServerError
 
 _NEEDS_A_SERVER = ("redis_server", "private_redis", "redis_cluster")
@@ -91,3 +92,10 @@ def private_redis() -> Iterator[RedisServer]:
     """A running server of the test's own, to stop, pause and kill."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def backend_url() -> Iterator[str]:
+    """A backend to balance to, under a real server: it answers with the path and query it was asked for."""
+    with LiveServer("tests.integration.apps:backend") as server:
+        yield server.url

@@ -1,5 +1,6 @@
 """Questions a layer asks of a scope: one header, the path below the mount, a copy with less in it."""
 
+from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from asgi_enhance.asgi.types import RawHeaders, Scope
@@ -72,10 +73,41 @@ def _skip_decoded(raw: bytes, count: int) -> bytes:
     return raw[at:]
 
 
+def derived(scope: Scope, **changes: Any) -> Scope:
+    """A copy of the scope with `changes`, for the app further in (contract 2).
+
+    What the app writes into the copy, such as the route it found, is written into the original as well, since layers
+    further out look for it there. Only the keys of `changes` are the copy's own.
+    """
+    return _Derived(scope, changes)
+
+
 def without_extensions(scope: Scope, *names: str) -> Scope:
-    """The same scope, or a copy that no longer advertises the named extensions if it did (contract 4)."""
+    """The same scope, or a derived one that no longer advertises the named extensions if it did (contract 4)."""
     extensions = scope.get("extensions")
     if not extensions or not any(name in extensions for name in names):
         return scope
-    kept = {name: value for name, value in extensions.items() if name not in names}
-    return {**scope, "extensions": kept}
+    return derived(scope, extensions={name: value for name, value in extensions.items() if name not in names})
+
+
+class _Derived(dict[str, Any]):
+    __slots__ = ("_origin", "_own")
+
+    def __init__(self, origin: Scope, changes: dict[str, Any]) -> None:
+        super().__init__(origin, **changes)
+        self._origin = origin
+        self._own = changes.keys()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        if key not in self._own:
+            self._origin[key] = value
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]

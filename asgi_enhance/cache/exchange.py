@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from asgi_enhance.asgi.messages import BodyCopy
 from asgi_enhance.asgi.problem import Problem
-from asgi_enhance.asgi.scope import without_extensions
+from asgi_enhance.asgi.scope import derived, without_extensions
 from asgi_enhance.asgi.types import Headers, Message, Receive, Scope, Send
 from asgi_enhance.cache.core import Claim, Fetch
 from asgi_enhance.cache.entry import Entry
@@ -248,7 +248,7 @@ class Exchange:
             # A file sent by path cannot be copied; bytes can
             scope = without_extensions(scope, "http.response.pathsend", "http.response.zerocopysend")
         if self._validating:
-            scope = {**scope, "headers": conditional.asking(self._request.headers, self._entry)}
+            scope = derived(scope, headers=conditional.asking(self._request.headers, self._entry))
         return scope
 
     async def _on_message(self, message: Message) -> None:

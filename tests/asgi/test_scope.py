@@ -79,3 +79,15 @@ def test_the_same_scope_comes_back_when_nothing_is_to_be_withdrawn(extensions: o
     scope: Scope = {"type": "http", "extensions": extensions}
     assert without_extensions(scope, "a") is scope
     assert without_extensions({"type": "http"}, "a") == {"type": "http"}
+
+
+def test_what_the_app_writes_into_the_copy_is_seen_by_the_layers_outside() -> None:
+    scope: Scope = {"type": "http", "extensions": {"a": {}, "b": {}}}
+    copy = without_extensions(scope, "a")
+    copy["endpoint"] = 1
+    copy.update({"route": 2}, path_params=3)
+    copy.setdefault("state", {})["x"] = 4
+    copy["extensions"] = {}
+    seen = {"type": "http", "endpoint": 1, "route": 2, "path_params": 3, "state": {"x": 4}}
+    assert copy == {**seen, "extensions": {}}
+    assert scope == {**seen, "extensions": {"a": {}, "b": {}}}

@@ -1,0 +1,1 @@
+"""The tour: the whole stack on real servers, shown and checked by real clients."""
