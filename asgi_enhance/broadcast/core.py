@@ -1,6 +1,6 @@
 """Real-time messages to clients: in groups, directly, to everyone; in this process or over all that share a Redis."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -8,11 +8,10 @@ import msgspec
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.asgi.types import Message, Receive, Send
 from asgi_enhance.broadcast.inbound import RESERVED, Handler, Processor
-from asgi_enhance.broadcast.log import Position
 from asgi_enhance.broadcast.node import Authorize, Hook, Node, Options
-from asgi_enhance.broadcast.policy import Action, History, HistoryRules, Limits, checked_name, checked_policy
+from asgi_enhance.broadcast.policy import History, HistoryRules, Limits, checked_name, checked_policy
 from asgi_enhance.broadcast.stats import Stats
-from asgi_enhance.broadcast.wire import Encoding, encode, unpack
+from asgi_enhance.broadcast.wire import encode, unpack
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.redis import RedisManager
 
@@ -105,11 +104,9 @@ class RealTimeStreamProcessor(Resource[Node]):
         """
         node = await self.started()
         receive, send = websocket if isinstance(websocket, tuple) else (websocket.receive, websocket.send)
-        wanted: dict[str, Position | None] = dict.fromkeys(groups)
+        connection = await node.connect(client_id, send, dict.fromkeys(groups))
         if listen:
-            await node.serve(client_id, receive, send, wanted, Encoding.WEBSOCKET, None)
-        else:
-            await node.connect(client_id, send, wanted)
+            await node.listen(connection, receive)
 
     async def remove_connection(
         self, client_id: str, websocket: WebSocketLike | tuple[Receive, Send] | None = None
@@ -127,31 +124,6 @@ class RealTimeStreamProcessor(Resource[Node]):
                 connection.close(1000, "", flush=True)
             else:
                 await node.disconnect(connection)
-
-    async def serve(
-        self,
-        client_id: str,
-        receive: Receive,
-        send: Send,
-        groups: Mapping[str, Position | None],
-        *,
-        encoding: Encoding = Encoding.WEBSOCKET,
-        accept: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """Take a connection and serve it until it ends; for those who speak ASGI themselves.
-
-        groups: to be joined, each with the position its client has been at.
-        accept: awaited when nothing can refuse the connection any more.
-
-        Raises Refused, or RedisUnavailable, before `accept` is called.
-        """
-        node = await self.started()
-        await node.serve(client_id, receive, send, groups, encoding, accept)
-
-    async def allowed(self, client_id: str, group: str, action: Action) -> bool:
-        """Whether `authorize` lets a client do this."""
-        node = await self.started()
-        return await node.allowed(client_id, group, action)
 
     async def join(self, client_id: str, group: str) -> None:
         """Put all connections that a client has in this process into a group."""

@@ -43,6 +43,8 @@ class Rejected(EnhanceError):
 class Requests(Protocol):
     """What a client may ask the processor for."""
 
+    async def disconnect(self, connection: Connection) -> None: ...
+
     async def allowed(self, client_id: str, group: str, action: Action) -> bool: ...
 
     async def enter(
@@ -82,7 +84,10 @@ class Inbound:
         }
 
     async def listen(self, connection: Connection, receive: Receive) -> None:
-        """Read until the client has left or the connection is let go."""
+        """Serve a connection until its client has left or it is let go; then forget it.
+
+        An idle connection waits in here: what called this keeps its frame for as long, so it is called from the top.
+        """
         task = connection.reader = asyncio.current_task()
         assert task is not None
         try:
@@ -97,6 +102,7 @@ class Inbound:
                 raise
         finally:
             connection.reader = None
+            await self._requests.disconnect(connection)
 
     async def _received(self, connection: Connection, message: Message) -> None:
         shared, limits = self._shared, self._shared.limits

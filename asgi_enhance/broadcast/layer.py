@@ -10,16 +10,21 @@ from asgi_enhance.asgi.lifespan import run_lifespan
 from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.scope import header, path_below_mount
 from asgi_enhance.asgi.types import ASGIApp, Headers, Receive, Scope, Send
+from asgi_enhance.broadcast.connection import Connection
 from asgi_enhance.broadcast.core import RealTimeStreamProcessor
 from asgi_enhance.broadcast.log import Position
-from asgi_enhance.broadcast.node import Authorize, Hook, Refused
+from asgi_enhance.broadcast.node import Authorize, Hook, Node, Refused
 from asgi_enhance.broadcast.policy import History, checked_name, origin_allowed
 from asgi_enhance.broadcast.wire import Encoding, cursor_positions
 from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.redis import RedisManager
 
 Identity: TypeAlias = str | Problem | None
+Positions: TypeAlias = dict[str, Position | None]
 Authenticate: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity]]
+
+
+RETRY = [(b"retry-after", b"1")]
 
 
 class BroadcastRouter:
@@ -83,12 +88,12 @@ class BroadcastRouter:
         if match is None:
             await self._pass_on(scope, receive, send)
             return
-        if kind == "websocket":
-            if (await receive())["type"] != "websocket.connect":
-                return
-            await self._serve_websocket(scope, receive, send, match)
-        else:
-            await self._serve_events(scope, receive, send, match)
+        node = await self.processor.started()
+        open = self._open_websocket if kind == "websocket" else self._open_events
+        connection = await open(node, scope, receive, send, match["client_id"] if match.groupdict() else "")
+        if connection is not None:
+            del match, open  # what is still in hand here is kept for as long as the connection
+            await node.listen(connection, receive)
 
     async def drain(self, spread: float = 2.0) -> None:
         """Refuse new connections and send the present ones away; see `RealTimeStreamProcessor.drain`."""
@@ -100,30 +105,34 @@ class BroadcastRouter:
         else:
             await Problem(404)(scope, receive, send)
 
-    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send, match: re.Match[str]) -> None:
+    async def _open_websocket(
+        self, node: Node, scope: Scope, receive: Receive, send: Send, client_id: str
+    ) -> Connection | None:
+        if (await receive())["type"] != "websocket.connect":
+            return None
+
         async def accept() -> None:
             await send({"type": "websocket.accept"})
 
-        client = await self._identify(scope, match)
-        groups = _query(scope, "group")
-        refusal = client if isinstance(client, Problem) else await self._refusal(client, groups)
-        if refusal is None:
-            try:
-                await self.processor.serve(str(client), receive, send, dict.fromkeys(groups), accept=accept)
-            except (Refused, RedisUnavailable) as error:
-                refusal = _problem(error)
-        if refusal is not None:
+        try:
+            client_id = await self._identify(scope, client_id)
+            groups = await self._allowed(node, client_id, dict.fromkeys(_query(scope, "group")))
+            return await node.connect(client_id, send, groups, Encoding.WEBSOCKET, accept)
+        except (Refused, RedisUnavailable) as error:
             self.processor.stats.refused += 1
-            await refusal.refuse(scope, send)
+            await _problem(error).refuse(scope, send)
+            return None
 
-    async def _serve_events(self, scope: Scope, receive: Receive, send: Send, match: re.Match[str]) -> None:
+    async def _open_events(
+        self, node: Node, scope: Scope, receive: Receive, send: Send, client_id: str
+    ) -> Connection | None:
         headers: Headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),  # nginx would hold the stream back
             *self._cors(scope),
         ]
-        retry = b"retry: %d\n\n" % int(1000 * self.processor.options.retry)
+        retry = b"retry: %d\n\n" % int(1000 * node.options.retry)
 
         async def accept() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -131,42 +140,44 @@ class BroadcastRouter:
 
         if scope["method"] != "GET":
             await Problem(405, headers=[(b"allow", b"GET")])(scope, receive, send)
-            return
-        client = await self._identify(scope, match)
-        positions = self._positions(scope)
-        refusal = client if isinstance(client, Problem) else await self._refusal(client, positions)
-        if refusal is None:
-            kept = sum(self.processor.options.history(group) is not None for group in positions)
+            return None
+        try:
+            client_id = await self._identify(scope, client_id)
+            groups = await self._allowed(node, client_id, self._positions(scope))
+            kept = sum(node.options.history(group) is not None for group in groups)
             encoding = Encoding.EVENT_STREAM_CURSOR if kept > 1 else Encoding.EVENT_STREAM
-            try:
-                await self.processor.serve(str(client), receive, send, positions, encoding=encoding, accept=accept)
-            except (Refused, RedisUnavailable) as error:
-                refusal = _problem(error)
-        if refusal is not None:
+            return await node.connect(client_id, send, groups, encoding, accept)
+        except (Refused, RedisUnavailable) as error:
             self.processor.stats.refused += 1
-            await refusal(scope, receive, send)
+            await _problem(error)(scope, receive, send)
+            return None
 
-    async def _identify(self, scope: Scope, match: re.Match[str]) -> str | Problem:
+    async def _identify(self, scope: Scope, client_id: str) -> str:
+        """Who connects, as far as this page and this person may."""
         origin = _text(header(scope["headers"], b"origin"))
         if not origin_allowed(origin, _text(header(scope["headers"], b"host")), self._origins):
-            return Problem(403, detail="pages of this origin may not connect")
+            raise Refused(403, "pages of this origin may not connect")
         if self._authenticate is None:
-            return match["client_id"]
+            return client_id
         answer = self._authenticate(scope)
         identity = await answer if inspect.isawaitable(answer) else answer
-        return identity if identity is not None else Problem(401)
+        if isinstance(identity, Problem):
+            raise Refused(identity.status, identity.detail, problem=identity)
+        if identity is None:
+            raise Refused(401, "")
+        return identity
 
-    async def _refusal(self, client: str, groups: Collection[str]) -> Problem | None:
+    async def _allowed(self, node: Node, client_id: str, groups: Positions) -> Positions:
         for group in groups:
             try:
                 checked_name(group, "group")
             except ValueError as error:
-                return Problem(400, detail=str(error))
-            if not await self.processor.allowed(client, group, "join"):
-                return Problem(403, detail=f"not allowed to join group {group!r}")
-        return None
+                raise Refused(400, str(error)) from None
+            if not await node.allowed(client_id, group, "join"):
+                raise Refused(403, f"not allowed to join group {group!r}")
+        return groups
 
-    def _positions(self, scope: Scope) -> dict[str, Position | None]:
+    def _positions(self, scope: Scope) -> Positions:
         cursor = _text(header(scope["headers"], b"last-event-id")) or "".join(_query(scope, "last_event_id")[-1:])
         known = cursor_positions(cursor, self.processor.options.limits.groups_per_connection)
         return {group: known.get(group) for group in _query(scope, "group")}
@@ -196,10 +207,11 @@ def _template(name: str, path: str | None, authenticate: Authenticate | None) ->
 
 
 def _problem(error: Refused | RedisUnavailable) -> Problem:
-    if isinstance(error, Refused):
-        headers = [(b"retry-after", b"1")] if error.status in (429, 503) else []
-        return Problem(error.status, detail=str(error), headers=headers)
-    return Problem(503, detail="try again later", headers=[(b"retry-after", b"1")])
+    if not isinstance(error, Refused):
+        return Problem(503, detail="try again later", headers=RETRY)
+    return error.problem or Problem(
+        error.status, detail=str(error), headers=RETRY if error.status in (429, 503) else ()
+    )
 
 
 def _query(scope: Scope, name: str) -> list[str]:

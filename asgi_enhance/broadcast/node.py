@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.tasks import Tasks
-from asgi_enhance.asgi.types import Receive, Send
+from asgi_enhance.asgi.types import Send
 from asgi_enhance.broadcast.connection import Connection, Shared
 from asgi_enhance.broadcast.hub import Group, Hub
 from asgi_enhance.broadcast.inbound import Inbound, Processor
@@ -32,11 +33,12 @@ Hook: TypeAlias = Callable[[str], Any]
 
 
 class Refused(WebSocketError):
-    """A connection is not taken: the HTTP status that says why, and a detail fit for the client."""
+    """A connection is not taken: the HTTP status that says why, a detail fit for the client, or a whole problem."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, *, problem: Problem | None = None) -> None:
         super().__init__(detail)
         self.status = status
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ class Node:
             self.transport = LocalTransport(self.hub, options.history)
         else:
             self.transport = RedisTransport(self.hub, options.history, options.redis, self._tasks)
-        self._inbound = Inbound(self.hub.shared, processors, self)
+        self.listen = Inbound(self.hub.shared, processors, self).listen
         self._pending = 0  # connections that are being taken
         self._emptied = asyncio.Event()
         self._comment = Frame({"type": "http.response.body", "body": b":\n\n", "more_body": True}, 3)
@@ -86,22 +88,6 @@ class Node:
 
     # -- connections
 
-    async def serve(
-        self,
-        client_id: str,
-        receive: Receive,
-        send: Send,
-        groups: Mapping[str, Position | None],
-        encoding: Encoding,
-        accept: Callable[[], Awaitable[None]] | None,
-    ) -> None:
-        """Take a connection and serve it until it ends."""
-        connection = await self.connect(client_id, send, groups, encoding, accept)
-        try:
-            await self._inbound.listen(connection, receive)
-        finally:
-            await self.disconnect(connection)
-
     async def connect(
         self,
         client_id: str,
@@ -110,7 +96,13 @@ class Node:
         encoding: Encoding = Encoding.WEBSOCKET,
         accept: Callable[[], Awaitable[None]] | None = None,
     ) -> Connection:
-        """Take a connection. Everything that can refuse it comes before `accept`."""
+        """Take a connection; `listen` serves it.
+
+        groups: to be joined, each with the position its client has been at.
+        accept: awaited when nothing can refuse the connection any more.
+
+        Raises Refused, or RedisUnavailable, before `accept` is called.
+        """
         self._admit(client_id, len(groups))
         connection = Connection(client_id, send, encoding, self.hub.shared)
         attached: list[Group] = []

@@ -1,0 +1,484 @@
+"""Fan-out beside a minimal send loop and the peers: real servers, real sockets, 1 000 subscribers, 64-byte messages.
+
+    python -m benchmarks.broadcast [--quick] [--redis] [--only NAME …]
+
+Each way is an app under uvicorn (uvloop, no compression) in a process of its own; the subscribers are raw sockets in
+this one. Bursts are 60 messages back to back, paced is 8 messages a second. CPU is the server's; latency is from just
+before publishing to the subscriber's read. Ways take turns, each round with new processes; the table has medians, and
+medians of the rounds' ratios to the minimal loop. With `--redis`, messages are published by a second process of the
+same app and reach the subscribers' process through Redis; the minimal loop stays without.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import gc
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
+
+GROUP = "group"
+Publish = Callable[[str], Awaitable[object]]
+
+
+# -- the ways: each gives an app that sends what is published to every WebSocket, and a function that publishes
+
+
+def minimal_loop(redis: str | None) -> tuple[ASGIApp, Publish]:
+    sockets: dict[Send, None] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        sockets[send] = None
+        try:
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+        finally:
+            del sockets[send]
+
+    async def publish(text: str) -> None:
+        message = {"type": "websocket.send", "text": text}
+        for send in sockets:
+            await send(message)
+
+    return app, publish
+
+
+def asgi_enhance(redis: str | None) -> tuple[ASGIApp, Publish]:
+    import msgspec
+
+    from asgi_enhance.broadcast import BroadcastRouter, Limits, RealTimeStreamProcessor
+
+    processor = RealTimeStreamProcessor(redis=redis, limits=Limits(connections_per_client=10_000))
+    numbers = iter(range(1_000_000))
+    router = BroadcastRouter(processor=processor, path="/ws", authenticate=lambda scope: f"client {next(numbers)}")
+
+    async def publish(text: str) -> None:
+        await processor.broadcast_to_group(GROUP, msgspec.Raw(text.encode()))
+
+    return router, publish
+
+
+def encode_broadcaster(redis: str | None) -> tuple[ASGIApp, Publish]:
+    from broadcaster import Broadcast
+
+    broadcast = Broadcast(redis or "memory://")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await broadcast.connect()
+            async with broadcast.subscribe("second channel"):  # with only one it hears nothing from redis-py 8
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+            await broadcast.disconnect()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        await receive()
+        await send({"type": "websocket.accept"})
+
+        async def forward() -> None:
+            async with broadcast.subscribe(GROUP) as events:
+                async for event in events:
+                    await send({"type": "websocket.send", "text": event.message})
+
+        task = asyncio.create_task(forward())
+        try:
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+        finally:
+            task.cancel()
+
+    async def publish(text: str) -> None:
+        await broadcast.publish(GROUP, text)
+
+    return app, publish
+
+
+def litestar_channels(redis: str | None) -> tuple[ASGIApp, Publish]:
+    from litestar import Litestar, WebSocket, websocket
+    from litestar.channels import ChannelsPlugin
+    from litestar.channels.backends.memory import MemoryChannelsBackend
+    from litestar.channels.backends.redis import RedisChannelsPubSubBackend
+
+    if redis is None:
+        plugin = ChannelsPlugin(MemoryChannelsBackend(), channels=[GROUP])
+    else:
+        from redis.asyncio import Redis
+
+        plugin = ChannelsPlugin(RedisChannelsPubSubBackend(redis=Redis.from_url(redis)), channels=[GROUP])
+
+    async def endpoint(socket: WebSocket[Any, Any, Any]) -> None:
+        await socket.accept()
+        async with plugin.start_subscription([GROUP]) as events, events.run_in_background(socket.send_text):
+            with contextlib.suppress(Exception):
+                while True:
+                    await socket.receive_text()
+
+    endpoint.__annotations__["socket"] = WebSocket
+    app = Litestar([websocket("/ws")(endpoint)], plugins=[plugin])
+
+    async def publish(text: str) -> None:
+        await plugin.wait_published(text, [GROUP])
+
+    return app, publish
+
+
+def python_socketio(redis: str | None) -> tuple[ASGIApp, Publish]:
+    import socketio
+
+    manager = None if redis is None else socketio.AsyncRedisManager(redis)
+    server = socketio.AsyncServer(async_mode="asgi", client_manager=manager, cors_allowed_origins="*")
+
+    @server.event  # type: ignore[untyped-decorator]
+    async def connect(sid: str, environ: dict[str, Any]) -> None:
+        await server.enter_room(sid, GROUP)
+
+    async def publish(text: str) -> None:
+        await server.emit("m", text, room=GROUP)
+
+    return socketio.ASGIApp(server, socketio_path="ws"), publish
+
+
+def channels_redis(redis: str | None) -> tuple[ASGIApp, Publish]:
+    if redis is None:
+        from channels.layers import InMemoryChannelLayer
+
+        layer = InMemoryChannelLayer(capacity=10_000)
+    else:
+        from channels_redis.pubsub import RedisPubSubChannelLayer
+
+        layer = RedisPubSubChannelLayer(hosts=[redis])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        channel = await layer.new_channel()
+        await layer.group_add(GROUP, channel)
+
+        async def forward() -> None:
+            while True:
+                message = await layer.receive(channel)
+                await send({"type": "websocket.send", "text": message["text"]})
+
+        task = asyncio.create_task(forward())
+        try:
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+        finally:
+            task.cancel()
+            await layer.group_discard(GROUP, channel)
+
+    async def publish(text: str) -> None:
+        await layer.group_send(GROUP, {"type": "m", "text": text})
+
+    return app, publish
+
+
+WAYS = {
+    "minimal loop": minimal_loop,
+    "asgi_enhance": asgi_enhance,
+    "encode/broadcaster": encode_broadcaster,
+    "Litestar channels": litestar_channels,
+    "python-socketio": python_socketio,
+    "channels_redis": channels_redis,
+}
+
+
+# -- the server process
+
+
+def serve(name: str, port: int, redis: str | None, cpu: int) -> None:
+    """One way under uvicorn, with a second way in: HTTP to have it publish, and to ask what it has used."""
+    import uvicorn
+
+    pin(cpu)
+    app, publish = WAYS[name](redis)
+
+    async def with_control(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith("/ws"):
+            await control(scope, send)
+        elif scope["type"] != "lifespan" or name not in ("minimal loop", "channels_redis"):
+            await app(scope, receive, send)
+
+    async def control(scope: Scope, send: Send) -> None:
+        if scope["path"].startswith("/publish/"):
+            _, _, count, interval = scope["path"].split("/")
+            loop = asyncio.get_running_loop()
+            due = loop.time()
+            for _ in range(int(count)):
+                # a JSON string of 64 bytes that tells when it was published
+                await publish(f'"t={time.monotonic():.6f};'.ljust(63, "x") + '"')
+                due += float(interval)
+                if float(interval):
+                    await asyncio.sleep(max(0.0, due - loop.time()))
+        if scope["path"] == "/memory":
+            gc.collect()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        pages = int(open("/proc/self/statm").read().split()[1])  # noqa: ASYNC230, SIM115 a file of the kernel
+        body = json.dumps({"cpu": usage.ru_utime + usage.ru_stime, "memory": pages * resource.getpagesize()}).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    uvicorn.run(
+        with_control,
+        port=port,
+        loop="uvloop",
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        log_level="warning",
+        access_log=False,
+        ws_ping_interval=None,
+    )
+
+
+def pin(cpu: int) -> None:
+    available = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {available[cpu % len(available)]})
+
+
+@contextlib.contextmanager
+def server(name: str, redis: str | None, cpu: int = 0) -> Any:
+    from asgi_enhance.testing.live import free_port
+
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.broadcast", "--serve", name, "--port", str(port), "--cpu", str(cpu)]
+    process = subprocess.Popen([*command, *(["--redis-url", redis] if redis else [])])
+    try:
+        for _ in range(400):
+            with contextlib.suppress(OSError):
+                ask(port, "/usage")
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(port: int, path: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=120) as answer:
+        return json.load(answer)
+
+
+# -- the subscribers
+
+
+class Subscriber(asyncio.Protocol):
+    """A WebSocket client that does nothing but read: its CPU must not be what is measured."""
+
+    def __init__(self, socketio: bool, latencies: list[float], opened: Callable[[], None]) -> None:
+        self._socketio = socketio
+        self._latencies = latencies
+        self._opened = opened
+        self._buffer = b""
+        self._open = False
+        self.received = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        key = base64.b64encode(os.urandom(16)).decode()
+        path = "/ws/?EIO=4&transport=websocket" if self._socketio else f"/ws?group={GROUP}"
+        transport.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+
+    def data_received(self, data: bytes) -> None:
+        data = self._buffer + data if self._buffer else data
+        if not self._open:
+            head, end, data = data.partition(b"\r\n\r\n")
+            if not end:
+                self._buffer = head
+                return
+            assert b" 101 " in head, head
+            self._open = True
+            self._buffer = b""
+            if not self._socketio:
+                self._opened()
+        now = time.monotonic()
+        at = 0
+        while len(data) - at >= 2:
+            size, start = data[at + 1], at + 2
+            if size == 126:
+                if len(data) - at < 4:
+                    break
+                size, start = int.from_bytes(data[at + 2 : at + 4]), at + 4
+            if len(data) - start < size:
+                break
+            self._message(data[start : start + size], now)
+            at = start + size
+        self._buffer = data[at:]
+
+    def _message(self, payload: bytes, now: float) -> None:
+        stamp = payload.find(b"t=")
+        if stamp >= 0:
+            self.received += 1
+            self._latencies.append(now - float(payload[stamp + 2 : payload.index(b";", stamp)]))
+        elif self._socketio and payload[:1] == b"0":
+            self._write(b"40")  # connect to the namespace
+        elif self._socketio and payload[:2] == b"40":
+            self._opened()
+        elif self._socketio and payload == b"2":
+            self._write(b"3")
+
+    def _write(self, text: bytes) -> None:
+        self.transport.write(bytes((0x81, 0x80 | len(text), 0, 0, 0, 0)) + text)
+
+
+@contextlib.asynccontextmanager
+async def subscribers(port: int, count: int, socketio: bool, latencies: list[float]) -> AsyncIterator[list[Subscriber]]:
+    loop = asyncio.get_running_loop()
+    found: list[Subscriber] = []
+    for _ in range(0, count, 50):
+        opened: list[asyncio.Future[None]] = [loop.create_future() for _ in range(50)]
+        for future in opened:
+
+            def done(future: asyncio.Future[None] = future) -> None:
+                if not future.done():
+                    future.set_result(None)
+
+            _, protocol = await loop.create_connection(
+                lambda done=done: Subscriber(socketio, latencies, done),  # type: ignore[misc]
+                "127.0.0.1",
+                port,
+            )
+            found.append(protocol)
+        await asyncio.wait_for(asyncio.gather(*opened), 30)
+    await asyncio.sleep(0.5)  # the groups are joined after the handshake
+    try:
+        yield found
+    finally:
+        for each in found:
+            each.transport.abort()
+
+
+# -- one round of one way
+
+
+@dataclass(slots=True)
+class Round:
+    burst: float = 0.0  # deliveries a CPU second
+    paced: float = 0.0  # CPU µs a delivery
+    p50: float = 0.0
+    p99: float = 0.0
+    memory: float = 0.0  # KB a connection
+    lost: int = 0
+
+
+async def measure(name: str, redis: str | None, count: int, bursts: int, paced: int) -> Round:
+    socketio = name == "python-socketio"
+    redis = None if name == "minimal loop" else redis
+    result = Round()
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(server(name, redis))
+        publisher = stack.enter_context(server(name, redis, cpu=1)) if redis else port
+        latencies: list[float] = []
+        before = ask(port, "/memory")
+        async with subscribers(port, count, socketio, latencies) as clients:
+            idle = await asyncio.to_thread(ask, port, "/memory")
+            result.memory = (idle["memory"] - before["memory"]) / count / 1024
+            await publish(port, publisher, clients, 5, 0)  # warm
+            rates = []
+            for _ in range(bursts):
+                cpu, lost = await publish(port, publisher, clients, 60, 0)
+                rates.append((60 * count - lost) / cpu)
+                result.lost += lost
+            result.burst = median(rates)
+            latencies.clear()
+            cpu, lost = await publish(port, publisher, clients, paced, 0.125)
+            result.lost += lost
+            result.paced = cpu / (paced * count - lost) * 1e6
+            result.p50 = median(latencies) * 1e3
+            result.p99 = quantiles(latencies, n=100)[98] * 1e3
+    return result
+
+
+async def publish(
+    port: int, publisher: int, clients: list[Subscriber], count: int, interval: float
+) -> tuple[float, int]:
+    """Publish, and wait until all has arrived or nothing comes any more. CPU seconds of the server; messages lost."""
+    begun = (await asyncio.to_thread(ask, port, "/usage"))["cpu"]
+    target = [client.received + count for client in clients]
+    await asyncio.to_thread(ask, publisher, f"/publish/{count}/{interval}")
+    missing, since = -1, time.monotonic()
+    while time.monotonic() - since < 5:
+        now = sum(max(0, goal - client.received) for goal, client in zip(target, clients, strict=True))
+        if now == 0:
+            break
+        if now != missing:
+            missing, since = now, time.monotonic()
+        await asyncio.sleep(0.02)
+    lost = sum(max(0, goal - client.received) for goal, client in zip(target, clients, strict=True))
+    return (await asyncio.to_thread(ask, port, "/usage"))["cpu"] - begun, lost
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    pin(1)
+    quick = arguments.quick
+    count, bursts, paced, rounds = (200, 2, 8, 1) if quick else (1000, 4, 32, arguments.rounds)
+    names = ["minimal loop", *(name for name in (arguments.only or WAYS) if name != "minimal loop")]
+    results: dict[str, list[Round]] = {name: [] for name in names}
+    with contextlib.ExitStack() as stack:
+        redis = None
+        if arguments.redis:
+            from asgi_enhance.testing.servers import RedisServer
+
+            redis = stack.enter_context(RedisServer()).url
+        for _ in range(rounds):
+            for name in names:
+                results[name].append(await measure(name, redis, count, bursts, paced))
+    print(markdown(results, f"{count} subscribers, 64 bytes, {'through Redis' if arguments.redis else 'in memory'}"))
+
+
+def markdown(results: dict[str, list[Round]], title: str) -> str:
+    reference = results["minimal loop"]
+
+    def ratio(rounds: list[Round], value: Callable[[Round], float]) -> float:
+        return median(value(mine) / value(theirs) for mine, theirs in zip(rounds, reference, strict=True))
+
+    lines = [
+        f"| {title} | burst deliveries/CPU-s | × | paced CPU µs/delivery | × faster | p50 ms | p99 ms | p99 × "
+        "| idle KB/connection | lost |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, rounds in results.items():
+        lines.append(
+            f"| {name} | {median(r.burst for r in rounds):,.0f} | {ratio(rounds, lambda r: r.burst):.2f} "
+            f"| {median(r.paced for r in rounds):.1f} | {1 / ratio(rounds, lambda r: r.paced):.2f} "
+            f"| {median(r.p50 for r in rounds):.1f} | {median(r.p99 for r in rounds):.1f} "
+            f"| {ratio(rounds, lambda r: r.p99):.2f} | {median(r.memory for r in rounds):.1f} "
+            f"| {sum(r.lost for r in rounds)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="200 subscribers, one short round")
+    parser.add_argument("--redis", action="store_true", help="publish from a second process through Redis")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=WAYS)
+    parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--cpu", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--redis-url", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.port, options.redis_url, options.cpu)
+    else:
+        with asyncio.Runner(loop_factory=importlib.import_module("uvloop").new_event_loop) as runner:
+            runner.run(main(options))
