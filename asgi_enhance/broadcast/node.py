@@ -275,6 +275,8 @@ class Node:
             self.transport.sweep(now)
 
     def _look_after(self, connection: Connection, now: float, beats: bool) -> None:
+        if connection.closing:
+            return
         if connection.stuck(now):
             self._stats.slow_disconnects += 1
             connection.close(GOING_AWAY, "not reading")

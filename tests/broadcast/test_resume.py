@@ -1,0 +1,96 @@
+"""Coming back: a client who tells where he was gets what he missed, once and in order, or a reset."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from asgi_enhance.broadcast import BroadcastRouter, History, RealTimeStreamProcessor
+from asgi_enhance.testing.driver import WebSocket
+from tests.broadcast.helpers import client
+
+
+@pytest.fixture
+async def router() -> AsyncIterator[BroadcastRouter]:
+    async with RealTimeStreamProcessor(history={"room": History(size=3), "hall": History()}) as processor:
+        yield BroadcastRouter(processor=processor)
+
+
+async def join(socket: WebSocket, **more: Any) -> Any:
+    socket.send_json({"type": "join", "group": "room", **more})
+    return await socket.receive_json()
+
+
+async def test_messages_of_a_group_with_a_history_carry_their_position(router: BroadcastRouter) -> None:
+    async with client(router) as ann:
+        joined = await join(ann)
+        assert joined == {"type": "joined", "group": "room", "id": joined["id"]}
+        position = await router.processor.broadcast_to_group("room", {"n": 1})
+        assert await ann.receive_json() == {"type": "message", "group": "room", "id": position, "data": {"n": 1}}
+
+
+async def test_who_comes_back_gets_what_he_missed_in_order_and_once(router: BroadcastRouter) -> None:
+    async with client(router) as ann:
+        since = (await join(ann))["id"]
+    for n in (1, 2, 3):
+        await router.processor.broadcast_to_group("room", n)
+    async with client(router) as ann:
+        assert await join(ann, since=since) == {"type": "joined", "group": "room", "id": since}
+        await router.processor.broadcast_to_group("room", 4)
+        assert [(await ann.receive_json())["data"] for _ in range(4)] == [1, 2, 3, 4]
+    assert router.processor.stats.resumed == 1
+    assert router.processor.stats.resets == 0
+
+
+async def test_who_missed_more_than_is_kept_gets_a_reset_and_no_part_of_it(router: BroadcastRouter) -> None:
+    async with client(router) as ann:
+        since = (await join(ann))["id"]
+    for n in (1, 2, 3):
+        await router.processor.broadcast_to_group("room", n)
+    last = await router.processor.broadcast_to_group("room", 4)
+    async with client(router) as ann:
+        assert await join(ann, since=since) == {"type": "reset", "group": "room", "id": last}
+        assert await ann.receive_json() == {"type": "joined", "group": "room", "id": last}
+        await router.processor.broadcast_to_group("room", 5)
+        assert (await ann.receive_json())["data"] == 5
+
+
+@pytest.mark.parametrize("since", ["", "nonsense", "another:0", 7, {}])
+async def test_a_position_that_means_nothing_is_a_reset(router: BroadcastRouter, since: object) -> None:
+    async with client(router) as ann:
+        assert (await join(ann, since=since))["type"] == "reset"
+
+
+async def test_a_member_who_noticed_a_gap_joins_again_and_is_a_member_once(router: BroadcastRouter) -> None:
+    async with client(router) as ann:
+        since = (await join(ann))["id"]
+        await router.processor.broadcast_to_group("room", 1)
+        assert (await ann.receive_json())["data"] == 1
+        assert (await join(ann, since=since))["type"] == "joined"
+        assert (await ann.receive_json())["data"] == 1
+        await router.processor.broadcast_to_group("room", 2)
+        await router.processor.send_to_client("ann", "end")
+        assert (await ann.receive_json())["data"] == 2
+        assert await ann.receive_json() == "end"
+
+
+async def test_the_same_idempotency_key_publishes_once(router: BroadcastRouter) -> None:
+    async with client(router) as ann:
+        await join(ann)
+        first = await router.processor.broadcast_to_group("room", 1, idempotency_key="k")
+        again = await router.processor.broadcast_to_group("room", 1, idempotency_key="k")
+        assert first == again
+        await router.processor.broadcast_to_group("room", 2)
+        assert [(await ann.receive_json())["data"] for _ in range(2)] == [1, 2]
+
+
+async def test_an_idempotency_key_needs_a_history(router: BroadcastRouter) -> None:
+    with pytest.raises(ValueError, match="keeps none"):
+        await router.processor.broadcast_to_group("elsewhere", 1, idempotency_key="k")
+
+
+async def test_the_history_is_kept_while_nobody_is_there(router: BroadcastRouter) -> None:
+    for n in (1, 2, 3, 4):
+        await router.processor.broadcast_to_group("room", n)
+    assert await router.processor.history("room") == [2, 3, 4]
+    assert await router.processor.history("elsewhere") == []

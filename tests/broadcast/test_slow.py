@@ -1,0 +1,167 @@
+"""A client that does not read: it is queued for within bounds, dealt with by policy, and delays nobody."""
+
+import pytest
+
+from asgi_enhance.broadcast import BroadcastRouter, History, Limits, RealTimeStreamProcessor
+from asgi_enhance.testing.driver import WebSocket, websocket_scope
+from tests.broadcast.helpers import client, until
+
+
+async def stuck(router: BroadcastRouter, path: str = "/ws/slow?group=g") -> WebSocket:
+    """A client that has let itself be connected and reads nothing more: the second message is one too many."""
+    socket = WebSocket(router, websocket_scope(path), capacity=1)
+    await socket.__aenter__()
+    await socket.accepted()
+    await until(lambda: router.processor.stats.connections >= 1)
+    return socket
+
+
+async def publish(router: BroadcastRouter, count: int, **more: str) -> None:
+    for n in range(count):
+        await router.processor.broadcast_to_group("g", n, **more)
+
+
+async def numbers(socket: WebSocket, count: int) -> list[object]:
+    return [await socket.receive_json() for _ in range(count)]
+
+
+async def test_others_get_everything_at_once_while_one_does_not_read() -> None:
+    async with RealTimeStreamProcessor() as processor:
+        router = BroadcastRouter(processor=processor)
+        slow = await stuck(router)
+        async with client(router, "/ws/ann?group=g") as ann:
+            await publish(router, 50)
+            assert len(ann.sent) == 2 + 50  # before the loop has turned once
+            assert await numbers(ann, 50) == list(range(50))
+        assert await numbers(slow, 50) == list(range(50))
+        await until(lambda: processor.stats.outbox_bytes == 0)
+        slow.leave()
+        await slow.ended()
+
+
+async def test_after_it_has_caught_up_it_is_written_directly_again() -> None:
+    async with RealTimeStreamProcessor() as processor:
+        router = BroadcastRouter(processor=processor)
+        slow = await stuck(router)
+        await publish(router, 3)
+        assert await numbers(slow, 3) == [0, 1, 2]
+        await until(lambda: processor.stats.outbox_bytes == 0)
+        queued = processor.stats.queued
+        await publish(router, 1)
+        assert processor.stats.queued == queued
+        slow.leave()
+        await slow.ended()
+
+
+async def test_disconnect_closes_it_with_1013_and_frees_what_waited() -> None:
+    async with RealTimeStreamProcessor(limits=Limits(outbox_messages=2)) as processor:
+        router = BroadcastRouter(processor=processor)
+        slow = await stuck(router)
+        await publish(router, 5)
+        assert processor.stats.outbox_bytes == 0
+        assert processor.stats.slow_disconnects == 1
+        assert await numbers(slow, 2) == [0, 1]  # what was on its way
+        closed = await slow.next()
+        assert (closed["type"], closed["code"]) == ("websocket.close", 1013)
+        await slow.ended()
+        assert (processor.stats.connections, processor.stats.groups) == (0, 0)
+
+
+async def test_one_that_never_reads_again_is_let_go_without_a_farewell() -> None:
+    limits = Limits(outbox_messages=2, close_seconds=0.02)
+    async with RealTimeStreamProcessor(limits=limits) as processor:
+        slow = await stuck(BroadcastRouter(processor=processor))
+        await publish(BroadcastRouter(processor=processor), 5)
+        await slow.ended()
+        assert processor.stats.connections == 0
+
+
+async def test_one_whose_socket_takes_nothing_for_too_long_is_closed_before_its_outbox_is_full() -> None:
+    limits = Limits(send_seconds=0.03, close_seconds=0.02)
+    async with RealTimeStreamProcessor(limits=limits) as processor:
+        slow = await stuck(BroadcastRouter(processor=processor))
+        await publish(BroadcastRouter(processor=processor), 2)
+        await slow.ended()
+        assert processor.stats.slow_disconnects == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "left"), [("drop-oldest", [0, 1, 4, 5]), ("drop-newest", [0, 1, 2, 3]), ("latest-per-key", [0, 1, 5])]
+)
+async def test_each_policy_keeps_what_it_says(policy: str, left: list[int]) -> None:
+    async with RealTimeStreamProcessor(slow_consumer=policy, limits=Limits(outbox_messages=2)) as processor:
+        router = BroadcastRouter(processor=processor)
+        slow = await stuck(router)
+        await publish(router, 6, key="price")  # one written, one on its way, then the outbox
+        assert await numbers(slow, len(left)) == left
+        await processor.send_to_client("slow", "end")
+        assert await slow.receive_json() == "end"
+        assert processor.stats.dropped == 6 - len(left)
+        slow.leave()
+        await slow.ended()
+
+
+async def test_a_message_dropped_from_a_history_is_followed_by_a_reset() -> None:
+    processor = RealTimeStreamProcessor(
+        slow_consumer="drop-oldest", limits=Limits(outbox_messages=2), history={"g": History()}
+    )
+    async with processor:
+        router = BroadcastRouter(processor=processor)
+        slow = await stuck(router)
+        assert (await slow.receive_json())["type"] == "joined"
+        await publish(router, 6)
+        frames = [await slow.receive_json() for _ in range(5)]
+        seen = [(frame["type"], frame.get("data")) for frame in frames]
+        assert seen == [("message", 0), ("message", 1), ("reset", None), ("message", 4), ("message", 5)]
+        slow.leave()
+        await slow.ended()
+
+
+async def test_the_outboxes_together_have_a_bound_that_no_policy_exceeds() -> None:
+    limits = Limits(all_outboxes_bytes=1000)
+    async with RealTimeStreamProcessor(slow_consumer="drop-oldest", limits=limits) as processor:
+        router = BroadcastRouter(processor=processor)
+        slow = await stuck(router)
+        for _ in range(20):
+            await processor.broadcast_to_group("g", "x" * 100)
+            assert processor.stats.outbox_bytes <= 1000
+        assert processor.stats.slow_disconnects == 1
+        assert processor.stats.outbox_bytes == 0
+        for _ in range(2):
+            await slow.next()
+        assert (await slow.next())["code"] == 1013
+        await slow.ended()
+
+
+async def test_who_does_not_read_his_answers_gets_no_further_ones() -> None:
+    async with RealTimeStreamProcessor() as processor:
+        slow = await stuck(BroadcastRouter(processor=processor), "/ws/slow")
+        for ref in range(50):
+            slow.send_json({"type": "ping", "ref": ref})
+        await until(lambda: processor.stats.received == 3)  # one answered, one on its way, one that waits
+        assert processor.stats.queued == 0
+        assert [(await slow.receive_json())["ref"] for _ in range(50)] == list(range(50))
+        slow.leave()
+        await slow.ended()
+
+
+async def test_a_message_published_while_another_is_being_sent_comes_after_it() -> None:
+    processor = RealTimeStreamProcessor()
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        async def reentrant(message: object) -> None:
+            if message == {"type": "websocket.send", "text": "1"}:
+                await processor.send_to_client("ann", 2)
+            await send(message)  # type: ignore[operator]
+
+        await receive()  # type: ignore[operator]
+        await send({"type": "websocket.accept"})  # type: ignore[operator]
+        await processor.add_connection("ann", (receive, reentrant))  # type: ignore[arg-type]
+
+    async with processor, WebSocket(app, websocket_scope("/")) as ann:
+        await ann.accepted()
+        await until(lambda: processor.stats.connections == 1)
+        await processor.send_to_client("ann", 1)
+        assert [await ann.receive_json(), await ann.receive_json()] == [1, 2]
+        ann.leave()
+        await ann.ended()
