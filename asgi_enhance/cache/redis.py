@@ -52,6 +52,7 @@ class RedisCache(Cache[RedisRunning]):
     """A cache in Redis or Valkey.
 
     redis:        a RedisManager, or a URL. Default: the environment's REDIS_URL.
+    redis_url:    the URL by another name.
     max_variants: how many variants of one URL; the oldest goes when there are more. Default 64.
     ttl:          how long a value is kept unless `set` says otherwise, in seconds. Default 300.
     collapse_timeout: how long anybody waits for what somebody else fetches, in seconds; a lease lasts one second
@@ -66,6 +67,7 @@ class RedisCache(Cache[RedisRunning]):
         self,
         redis: RedisManager | str | None = None,
         *,
+        redis_url: str | None = None,
         max_variants: int = 64,
         ttl: float = 300.0,
         collapse_timeout: float = 10.0,
@@ -75,7 +77,9 @@ class RedisCache(Cache[RedisRunning]):
         super().__init__(ttl=ttl, collapse_timeout=collapse_timeout, hit_for_miss=hit_for_miss, clock=clock)
         if max_variants < 1:
             raise ConfigError(f"max_variants must be at least 1, not {max_variants!r}")
-        self.manager = manager = RedisManager.of(redis) or RedisManager()
+        if redis is not None and redis_url is not None:
+            raise ConfigError("redis and redis_url are the same thing: give one of them")
+        self.manager = manager = RedisManager.of(redis or redis_url) or RedisManager()
         self.max_variants = max_variants
         self.purges = Purges(MAX_PURGES)
         self._purges_key = manager.key("cache", "purges")

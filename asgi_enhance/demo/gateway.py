@@ -31,7 +31,7 @@ redis = RedisManager(url, prefix=os.environ["DEMO_PREFIX"]) if url else None
 processor = RealTimeStreamProcessor(redis=redis)
 limiter = RateLimiter(redis=redis)
 balancer = LoadBalanceApp(os.environ["DEMO_BACKENDS"], algorithm="round-robin")
-collector = MetricsCollector()
+collector = MetricsCollector(redis=redis)
 for name, core in {"broadcast": processor, "ratelimit": limiter, "balance": balancer.core}.items():
     collector.watch(name, core.stats)
 if redis is not None:

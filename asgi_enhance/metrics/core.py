@@ -94,8 +94,15 @@ class MetricsCollector(Resource[Tasks]):
 
         `scope` is "all" for all workers that share, or "process" for this one.
         """
+        return self._snapshot(await self.gather(scope))
+
+    def get_process_metrics(self) -> dict[str, Any]:
+        """The same of this process alone, at once: for code that cannot wait."""
+        return self._snapshot(self.totals())
+
+    def _snapshot(self, totals: Totals) -> dict[str, Any]:
         labels = {source.name: source.label for source in self._sources.values() if source.label is not None}
-        return snapshot(await self.gather(scope), time(), labels)
+        return snapshot(totals, time(), labels)
 
     async def gather(self, scope: str = "all") -> Totals:
         """What all workers have counted; what this one has, if it stands alone or cannot reach the others."""

@@ -38,6 +38,7 @@ class RateLimiter(Resource[Any]):
                       "window": 60}` or quotas; or one such for everything. Assignable at run time. Default: 100 a
                       minute.
     redis:            a `RedisManager` or a URL: one count for all processes. Default: each process counts for itself.
+    redis_url:        the URL by another name.
     on_error:         without Redis: `local` (each process admits its share), `open` (admit) or `closed` (refuse).
                       Default: `local`.
     expected_workers: processes that share a limit, for `local`. Default: 1.
@@ -55,6 +56,7 @@ class RateLimiter(Resource[Any]):
         limits: Limits | Mapping[str, Limits] | None = None,
         *,
         redis: Any = None,
+        redis_url: str | None = None,
         on_error: str = "local",
         expected_workers: int = 1,
         budget: float = 0.05,
@@ -77,6 +79,9 @@ class RateLimiter(Resource[Any]):
         for name, seconds in (("budget", budget), ("deny_seconds", deny_seconds)):
             if not 0 < seconds < float("inf"):
                 raise ConfigError(f"{name} must be seconds, more than 0, not {seconds!r}")
+        if redis is not None and redis_url is not None:
+            raise ConfigError("redis and redis_url are the same thing: give one of them")
+        redis = redis or redis_url
         self.stats = Stats()
         self.limits = limits if limits is not None else {"default": {"requests": 100, "window": 60}}
         self._memory = MemoryStore(self.stats, max_keys=max_keys)
