@@ -94,13 +94,14 @@ class MetricsCollector(Resource[Tasks]):
 
         `scope` is "all" for all workers that share, or "process" for this one.
         """
-        return self._snapshot(await self.gather(scope))
+        return self.snapshot(await self.gather(scope))
 
     def get_process_metrics(self) -> dict[str, Any]:
         """The same of this process alone, at once: for code that cannot wait."""
-        return self._snapshot(self.totals())
+        return self.snapshot(self.totals())
 
-    def _snapshot(self, totals: Totals) -> dict[str, Any]:
+    def snapshot(self, totals: Totals) -> dict[str, Any]:
+        """Totals as plain data."""
         labels = {source.name: source.label for source in self._sources.values() if source.label is not None}
         return snapshot(totals, time(), labels)
 

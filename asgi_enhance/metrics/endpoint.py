@@ -9,6 +9,7 @@ from asgi_enhance.asgi.scope import header_values
 from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.metrics.core import MetricsCollector
 from asgi_enhance.metrics.exposition import Format, negotiate, render
+from asgi_enhance.metrics.live import LivePage
 
 
 class Endpoint:
@@ -17,6 +18,15 @@ class Endpoint:
     def __init__(self, collector: MetricsCollector, *, allow: Callable[[Scope], bool] | None) -> None:
         self._collector = collector
         self._allow = allow
+        self._live = LivePage(collector)
+
+    async def dashboard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The live page."""
+        await (self._refusal(scope) or self._live.page)(scope, receive, send)
+
+    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What the live page listens to."""
+        await (self._refusal(scope) or self._live.events)(scope, receive, send)
 
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The exposition in the format that Accept asks for."""

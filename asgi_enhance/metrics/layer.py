@@ -28,6 +28,7 @@ class MetricsMiddleware:
     collector: the MetricsCollector to count into. Default: one of its own.
     redis:     a RedisManager or URL through which workers add up their metrics. Default: each worker for itself.
     path:      where to serve; None serves nothing. Default: "/metrics".
+    dashboard: serve a live page at `path`/dashboard. Default: False.
     allow:     a predicate on the scope that says who may read; others get 403. Default: everybody.
     exclude:   paths that are passed on without being counted. Default: "/livez" and "/readyz".
     """
@@ -39,11 +40,14 @@ class MetricsMiddleware:
         collector: MetricsCollector | None = None,
         redis: "RedisManager | str | None" = None,
         path: str | None = "/metrics",
+        dashboard: bool = False,
         allow: Callable[[Scope], bool] | None = None,
         exclude: Iterable[str] = ("/livez", "/readyz"),
     ) -> None:
         if collector is not None and redis is not None:
             raise ConfigError("redis belongs to the collector: give it to MetricsCollector(redis=…)")
+        if dashboard and path is None:
+            raise ConfigError("dashboard is served below path, which is None")
         if path is not None and (not path.startswith("/") or path.endswith("/")):
             raise ConfigError(f"path must begin with a slash and not end with one, not {path!r}")
         self.app = app
@@ -52,6 +56,9 @@ class MetricsMiddleware:
         self._others: dict[str, ASGIApp] = dict.fromkeys((exclude,) if isinstance(exclude, str) else exclude, app)
         if path is not None:
             self._others[path] = endpoint.metrics
+            if dashboard:
+                self._others[f"{path}/dashboard"] = endpoint.dashboard
+                self._others[f"{path}/dashboard/events"] = endpoint.events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
