@@ -82,8 +82,9 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[RedisManager]:
-    """A manager of the test's own, with a prefix nobody else uses."""
-    async with RedisManager(redis_url, prefix=f"test-{os.getpid()}-{next(_runs)}") as manager:
+    """A manager of the test's own, with a prefix nobody else uses, and patient with a busy machine."""
+    prefix = f"test-{os.getpid()}-{next(_runs)}"
+    async with RedisManager(redis_url, prefix=prefix, connect_timeout=2.0, command_timeout=2.0) as manager:
         yield manager
 
 

@@ -24,7 +24,9 @@ class Script:
         try:
             return await self._manager.execute("EVALSHA", self.sha, len(keys), *keys, *args, idempotent=idempotent)
         except Exception as error:
-            if getattr(error, "status_code", None) != "NOSCRIPT":
+            # The server's own words: a script that fails with NOSCRIPT itself has run.
+            if getattr(error, "status_code", None) != "NOSCRIPT" or not str(error).startswith("No matching script"):
                 raise
+        self._manager.stats.scripts_loaded += 1
         # It has not run. EVAL runs it and leaves it in the cache of the very server that lacked it.
         return await self._manager.execute("EVAL", self.text, len(keys), *keys, *args, idempotent=idempotent)

@@ -128,7 +128,7 @@ class RedisServer:
         """Start it, or start it again on the same port with the same data directory; returns when it answers."""
         if self.running:
             if self._foreign_url is not None:
-                self.call("PING")
+                self._greet()
             return self
         for attempts_left in (4, 3, 2, 1, 0):
             if not self.port:
@@ -137,7 +137,7 @@ class RedisServer:
                 self._launch()
                 return self
             except ServerError:
-                self.kill()
+                self._end()
                 if self._about_to_give_up(attempts_left):
                     raise
                 self.port = 0  # somebody else took the port between our look and the server's bind
@@ -146,16 +146,19 @@ class RedisServer:
 
     def stop(self) -> None:
         """End it in order (SIGTERM), so that what it keeps is on disk."""
-        if self._process is not None:
-            process = self._own()
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STARTUP)
-            self.kill()
+        process = self._own()
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STARTUP)
+        self._end()
 
     def kill(self) -> None:
         """End it at once (SIGKILL)."""
+        self._own()
+        self._end()
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         reaper, self._reaper = self._reaper, None
         for child in (reaper, process):  # the reaper first, lest it strike a process number given to another
@@ -190,8 +193,8 @@ class RedisServer:
             connection.disconnect()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Stop it and remove its directory."""
-        self.kill()
+        """End it and remove its directory."""
+        self._end()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
@@ -207,7 +210,7 @@ class RedisServer:
 
     def _own(self) -> subprocess.Popen[bytes]:
         if self._foreign_url is not None:
-            raise ServerError("this server belongs to somebody else; use RedisServer() for one to stop or pause")
+            raise ServerError("the server belongs to somebody else; use RedisServer() for one to stop or pause")
         if self._process is None:
             raise ServerError("the server is not running")
         return self._process
@@ -257,9 +260,6 @@ class RedisServer:
             wait_until(self._answers, what=f"a Redis on port {self.port}")
         except ServerError as error:
             raise ServerError(f"{error}; its log ends:\n{log.read_text(errors='replace')[-2000:]}") from None
-        # The answer came from our process, not from somebody else's on the same port.
-        if not self.running:
-            raise ServerError(f"port {self.port} is taken; the server's log ends:\n{log.read_text()[-2000:]}")
 
     def _mode(self) -> list[str]:
         return []
@@ -271,9 +271,19 @@ class RedisServer:
             raise ServerError(f"the server on port {self.port} ended at once")
         try:
             self.call("PING")
+            about = self.call("INFO", "server")
         except redis.ConnectionError:
             return False
-        return True
+        # It may be somebody else's who was quicker to take the port.
+        return f"process_id:{self.pid}\r\n".encode() in about
+
+    def _greet(self) -> None:
+        import redis
+
+        try:
+            self.call("PING")
+        except redis.RedisError as error:
+            raise ServerError(f"the server that {ENVIRONMENT} names does not answer: {error}") from None
 
     def _who(self) -> tuple[str, str]:
         if self._about is None:

@@ -12,6 +12,13 @@ async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> No
             await asyncio.sleep(0.002)
 
 
+async def until_true(condition: Callable[[], Awaitable[bool]], *, seconds: float = 10.0) -> None:
+    """The same for a condition that has to be asked for."""
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
