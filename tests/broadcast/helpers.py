@@ -1,6 +1,7 @@
 """What the tests of the broadcaster share: waiting for a condition, and a client that is surely registered."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,8 +11,12 @@ from asgi_enhance.testing.driver import WebSocket, websocket_scope
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 5.0) -> None:
+    """Wait for a condition, plain or awaitable, that has no event."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 what is waited for has no event
+        while True:
+            holds = condition()
+            if await holds if inspect.isawaitable(holds) else holds:
+                return
             await asyncio.sleep(0.002)
 
 

@@ -1,0 +1,283 @@
+"""Two processors on one Redis, as two processes would be: what one publishes reaches the clients of the other."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from asgi_enhance.broadcast import BroadcastRouter, History, RealTimeStreamProcessor
+from asgi_enhance.broadcast.keys import GroupKeys
+from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.redis import RedisManager
+from asgi_enhance.testing.driver import WebSocket, websocket_scope
+from asgi_enhance.testing.servers import RedisServer
+from tests.broadcast.helpers import client, until
+
+HISTORY = {"room*": History(size=5, ttl=10, meta_ttl=20)}
+
+
+@asynccontextmanager
+async def process(url: str, prefix: str) -> AsyncIterator[BroadcastRouter]:
+    """A processor with a manager of its own, as in a process of its own."""
+    async with RealTimeStreamProcessor(redis=RedisManager(url, prefix=prefix), history=HISTORY) as found:
+        yield BroadcastRouter(processor=found)
+
+
+@pytest.fixture
+async def here(redis_url: str, redis: RedisManager) -> AsyncIterator[BroadcastRouter]:
+    async with process(redis_url, redis.prefix) as router:
+        yield router
+
+
+@pytest.fixture
+async def there(redis_url: str, redis: RedisManager) -> AsyncIterator[BroadcastRouter]:
+    async with process(redis_url, redis.prefix) as router:
+        yield router
+
+
+async def joined(socket: WebSocket, group: str = "room", **more: Any) -> str:
+    socket.send_json({"type": "join", "group": group, **more})
+    frame = await socket.receive_json()
+    assert frame["type"] == "joined", frame
+    position: str = frame.get("id", "")
+    return position
+
+
+async def test_groups_clients_and_everyone_are_reached_in_the_other_process(
+    here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    async with client(here, "/ws/ann?group=plain") as ann, client(there, "/ws/bob?group=plain") as bob:
+        await here.processor.broadcast_to_group("plain", 1)
+        assert await here.processor.send_to_client("bob", 2)
+        await here.processor.broadcast_all(3)
+        assert [await bob.receive_json() for _ in range(3)] == [1, 2, 3]
+        assert [await ann.receive_json() for _ in range(2)] == [1, 3]
+        assert not await here.processor.send_to_client("eve", 4)
+        await here.processor.send_to_client("ann", "end")
+        assert await ann.receive_json() == "end"  # and its own messages only once
+
+
+async def test_a_client_in_both_processes_is_reached_in_both(here: BroadcastRouter, there: BroadcastRouter) -> None:
+    async with client(here, "/ws/ann") as desk, client(there, "/ws/ann") as phone:
+        assert await here.processor.send_to_client("ann", 1)
+        assert [await desk.receive_json(), await phone.receive_json()] == [1, 1]
+
+
+async def test_everybody_sees_a_history_in_the_same_order(here: BroadcastRouter, there: BroadcastRouter) -> None:
+    async with client(here, "/ws/ann") as ann, client(there, "/ws/bob") as bob:
+        await joined(ann)
+        await joined(bob)
+        await asyncio.gather(
+            *(each.processor.broadcast_to_group("room", n) for n in range(20) for each in (here, there))
+        )
+        seen = [[(await each.receive_json())["data"] for _ in range(40)] for each in (ann, bob)]
+        assert seen[0] == seen[1]
+
+
+async def test_a_client_resumes_at_the_other_process(here: BroadcastRouter, there: BroadcastRouter) -> None:
+    async with client(here, "/ws/ann") as ann:
+        since = await joined(ann)
+    for n in range(3):
+        await here.processor.broadcast_to_group("room", n)
+    async with client(there, "/ws/ann") as ann:
+        await joined(ann, since=since)
+        assert [(await ann.receive_json())["data"] for _ in range(3)] == [0, 1, 2]
+    assert await there.processor.history("room") == [0, 1, 2]
+
+
+async def test_a_client_who_has_seen_more_than_this_process_waits_for_it(
+    here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    async with client(here, "/ws/ann") as ann:
+        await joined(ann)
+        last = await there.processor.broadcast_to_group("room", 1)
+        node = await here.processor.started()
+        log = node.hub.groups["room"].log
+        assert log is not None
+        await until(lambda: log.offset == 1)
+        log.restart(log.position._replace(offset=0), (), 0.0)  # as if the message were still on its way
+        async with client(here, "/ws/bob") as bob:
+            assert await joined(bob, since=last) == last
+
+
+async def test_the_same_idempotency_key_publishes_once_wherever_it_is_repeated(
+    here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    async with client(here) as ann:
+        await joined(ann)
+        first = await here.processor.broadcast_to_group("room", 1, idempotency_key="k")
+        assert await there.processor.broadcast_to_group("room", 1, idempotency_key="k") == first
+        await there.processor.broadcast_to_group("room", 2)
+        assert [(await ann.receive_json())["data"] for _ in range(2)] == [1, 2]
+
+
+async def test_who_joins_in_a_storm_misses_nothing_and_sees_nothing_twice(
+    here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    stop = False
+
+    async def storm() -> None:
+        n = 0
+        while not stop:
+            await asyncio.gather(*(there.processor.broadcast_to_group("room-storm", n + i) for i in range(5)))
+            n += 5
+
+    storming = asyncio.create_task(storm())
+    for _ in range(10):
+        async with client(here) as ann:
+            start = await joined(ann, "room-storm")
+            offsets = [int((await ann.receive_json())["id"].rpartition(":")[2]) for _ in range(30)]
+            first = int(start.rpartition(":")[2]) + 1
+            assert offsets == list(range(first, first + 30))
+    stop = True
+    await storming
+
+
+async def test_presence_is_of_all_processes_and_ends_with_the_last_connection(
+    here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    async def present(expected: set[str]) -> bool:
+        return set(await here.processor.presence("plain")) == expected
+
+    async with client(there, "/ws/ann?group=plain") as desk:
+        async with client(there, "/ws/ann?group=plain"), client(here, "/ws/bob?group=plain"):
+            await until(lambda: present({"ann", "bob"}))
+        await until(lambda: present({"ann"}))
+        desk.send_json({"type": "leave", "group": "plain"})
+        await until(lambda: present(set()))
+
+
+async def test_a_process_that_died_is_not_present_any_longer_than_the_expiry(
+    redis: RedisManager, here: BroadcastRouter
+) -> None:
+    key = GroupKeys(redis, "plain").presence
+
+    async def written() -> list[bytes]:
+        return [member.partition(b"\0")[0] for member in await redis.execute("ZRANGE", key, 0, -1)]
+
+    async def only_ann_is_left() -> bool:
+        return await written() == [b"ann"]
+
+    await redis.execute("ZADD", key, 1, "ghost\0dead process")
+    assert await here.processor.presence("plain") == []
+    async with client(here, "/ws/ann?group=plain"):
+        await until(only_ann_is_left)
+        assert 0 < await redis.execute("PTTL", key) <= 30_000
+
+
+async def test_what_is_kept_in_redis_is_bounded_and_expires(redis: RedisManager, here: BroadcastRouter) -> None:
+    for n in range(8):
+        await here.processor.broadcast_to_group("room", n, idempotency_key=str(n))
+    keys = GroupKeys(redis, "room")
+    assert await redis.execute("XLEN", keys.log) == 5
+    assert 0 < await redis.execute("PTTL", keys.log) <= 10_000
+    assert 0 < await redis.execute("PTTL", keys.meta) <= 20_000
+    assert 0 < await redis.execute("PTTL", keys.idempotency + "7") <= 10_000
+
+
+async def test_a_group_that_is_left_is_unsubscribed_after_a_while(
+    redis: RedisManager, here: BroadcastRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asgi_enhance.broadcast.remote.LINGER", 0.0)
+
+    async def channels() -> list[bytes]:
+        found: list[bytes] = await redis.execute("PUBSUB", "SHARDCHANNELS", f"{redis.prefix}:broadcast:*")
+        return found
+
+    async def only_everyone_is_left() -> bool:
+        return await channels() == [f"{redis.prefix}:broadcast:{{all}}:channel".encode()]
+
+    async with client(here, "/ws/ann?group=plain&group=room"):
+        assert len(await channels()) == 4  # two groups, ann, everyone
+    await until(only_everyone_is_left)
+    node = await here.processor.started()
+    assert node.hub.groups == {}
+
+
+async def test_leaving_and_joining_again_and_again_loses_nothing(
+    here: BroadcastRouter, there: BroadcastRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asgi_enhance.broadcast.remote.LINGER", 0.0)
+    node = await here.processor.started()
+    async with client(here) as ann:
+        for n in range(30):
+            ann.send_json({"type": "join", "group": "plain"})
+            assert (await ann.receive_json())["type"] == "joined"
+            await there.processor.broadcast_to_group("plain", n)
+            assert await ann.receive_json() == n
+            ann.send_json({"type": "leave", "group": "plain"})
+            assert (await ann.receive_json())["type"] == "left"
+            node.transport.sweep(node.hub.shared.loop.time() + n % 2)  # unsubscribed every other time
+
+
+async def test_a_log_that_has_lost_its_end_begins_a_new_epoch(redis: RedisManager, here: BroadcastRouter) -> None:
+    """A failover to a replica that had not heard the last messages."""
+    keys = GroupKeys(redis, "room")
+    async with client(here) as ann:
+        await joined(ann)
+        for n in range(3):
+            await here.processor.broadcast_to_group("room", n)
+            await ann.receive_json()
+        await redis.execute("HSET", keys.meta, "s", 1)
+        await redis.execute("XDEL", keys.log, "2-0", "3-0")
+        node = await here.processor.started()
+        node.transport._followers["room"]._on_gap()  # type: ignore[attr-defined]
+        reset = await ann.receive_json()
+        assert reset["type"] == "reset"
+        position = await here.processor.broadcast_to_group("room", "new")
+        assert position is not None
+        assert position.rpartition(":")[0] == reset["id"].rpartition(":")[0]
+        message = await ann.receive_json()
+        assert (message["id"], message["data"]) == (position, "new")
+
+
+async def test_a_loss_nobody_noticed_is_found_by_looking_at_the_log(
+    redis: RedisManager, here: BroadcastRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asgi_enhance.broadcast.remote.CHECK", 0.0)
+    keys = GroupKeys(redis, "room")
+    async with client(here) as ann:
+        await joined(ann)
+        await redis.execute("HSET", keys.meta, "s", 1)
+        await redis.execute("XADD", keys.log, "1-0", "d", b'\0"unheard"')  # published, and the live message lost
+        assert (await ann.receive_json())["data"] == "unheard"
+        assert here.processor.stats.gaps >= 1
+
+
+async def test_a_process_starts_while_redis_is_away_and_serves_its_own_clients() -> None:
+    redis = RedisServer()
+    with redis:
+        redis.kill()
+        manager = RedisManager(redis.url)
+        async with RealTimeStreamProcessor(redis=manager, history=HISTORY) as found:
+            router = BroadcastRouter(processor=found)
+            async with client(router, "/ws/ann?group=plain") as ann:
+                await found.broadcast_to_group("plain", 1)
+                assert await ann.receive_json() == 1
+                assert await found.presence("plain") == ["ann"]
+                with pytest.raises(RedisUnavailable):
+                    await found.broadcast_to_group("room", 1)
+                await asyncio.to_thread(redis.start)
+                await until(lambda: manager.available, seconds=10)
+                async with client(router, "/ws/bob?group=room") as bob:
+                    await found.broadcast_to_group("room", 2)
+                    assert (await bob.receive_json())["data"] == 2
+
+
+async def test_a_group_with_a_history_cannot_be_joined_first_while_redis_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asgi_enhance.broadcast.follower.PATIENCE", 0.05)
+    with RedisServer() as redis:
+        redis.kill()
+        async with RealTimeStreamProcessor(redis=RedisManager(redis.url), history=HISTORY) as found:
+            router = BroadcastRouter(processor=found)
+            async with WebSocket(router, websocket_scope("/ws/bob?group=room")) as bob:
+                answer = await bob.refused()
+                assert answer.status == 503  # type: ignore[union-attr]
+            async with client(router) as ann:
+                ann.send_json({"type": "join", "group": "room"})
+                error = await ann.receive_json()
+                assert (error["type"], error["code"]) == ("error", "unavailable")
