@@ -3,7 +3,8 @@
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import TypeAlias
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
 from asgi_enhance.asgi.lifespan import run_lifespan
@@ -15,6 +16,7 @@ from asgi_enhance.broadcast.core import RealTimeStreamProcessor
 from asgi_enhance.broadcast.log import Position
 from asgi_enhance.broadcast.node import Authorize, Hook, Node, Refused
 from asgi_enhance.broadcast.policy import History, checked_name, origin_allowed
+from asgi_enhance.broadcast.sigterm import DrainOnSigterm
 from asgi_enhance.broadcast.wire import Encoding, cursor_positions
 from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.redis import RedisManager
@@ -41,6 +43,8 @@ class BroadcastRouter:
     authenticate:  `(scope)`, sync or async, gives the client id, or None (401) or a Problem to refuse. Default: whoever
                    connects is who the path says. Anybody can say so: authenticate where that matters.
     origins:       pages that may connect besides those of the same host: `https://example.org`, or `*` for all.
+    drain_spread:  on SIGTERM, seconds within which connections are sent away before the server goes on to stop; with
+                   nobody connected it does so at once. Default 2. None: SIGTERM is left alone.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class BroadcastRouter:
         authorize: Authorize | None = None,
         on_connect: Hook | None = None,
         on_disconnect: Hook | None = None,
+        drain_spread: float | None = 2.0,
     ) -> None:
         parts = {
             "redis": redis,
@@ -71,17 +76,23 @@ class BroadcastRouter:
                     raise ConfigError(f"{name} belongs to the processor: give it there, or give no processor")
         if isinstance(origins, str):
             raise ConfigError(f"origins must be a collection of origins, not the string {origins!r}")
+        if drain_spread is not None and drain_spread < 0:
+            raise ConfigError(f"drain_spread must be a number of seconds or None, not {drain_spread!r}")
         self.app = app
         self.processor = processor if processor is not None else RealTimeStreamProcessor(**parts)  # type: ignore[arg-type]
         self._websocket = _template("path", path, authenticate)
         self._events = _template("sse_path", sse_path, authenticate)
         self._authenticate = authenticate
+        self._drain_spread = drain_spread
         self._origins = frozenset(origin.lower() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "lifespan":
-            await run_lifespan(self.app, scope, receive, send, (self.processor,))
+            resources: list[AbstractAsyncContextManager[Any]] = [self.processor]
+            if self._drain_spread is not None:
+                resources.append(DrainOnSigterm(self.processor, self._drain_spread))
+            await run_lifespan(self.app, scope, receive, send, resources)
             return
         template = self._websocket if kind == "websocket" else self._events if kind == "http" else None
         match = template.fullmatch(path_below_mount(scope)) if template is not None else None

@@ -62,4 +62,4 @@ async def act(verb: str, name: str, body: bytes, query: dict[str, list[str]]) ->
     return None
 
 
-app = BroadcastRouter(control, processor=processor)
+app = BroadcastRouter(control, processor=processor, drain_spread=float(os.environ.get("DRAIN_SPREAD", "0.2")))

@@ -74,6 +74,7 @@ def test_names_are_short_and_printable(name: object) -> None:
         (lambda: BroadcastRouter(path="/ws"), "path"),
         (lambda: BroadcastRouter(sse_path="/{client_id}/{client_id}"), "sse_path"),
         (lambda: BroadcastRouter(origins="https://a.example"), "origins"),
+        (lambda: BroadcastRouter(drain_spread=-1), "drain_spread"),
         (lambda: BroadcastRouter(processor=RealTimeStreamProcessor(), history={}), "history"),
     ],
 )
