@@ -84,6 +84,12 @@ async def test_any_worker_answers_for_all(worker: Worker) -> None:
     assert (await one.collector.get_metrics(scope="process"))["requests"]["total"] == 3
 
 
+async def test_a_counter_that_has_not_counted_yet_is_shown_as_zero(worker: Worker) -> None:
+    one = worker()
+    one.collector.watch("cache", {"hits": 0})
+    assert "asgi_enhance_cache_hits_total 0\n" in await text(one)
+
+
 async def test_shipping_twice_adds_nothing_twice(worker: Worker) -> None:
     layer = worker()
     await request(layer)
