@@ -27,23 +27,11 @@ class BoundRule:
     """A rule with its name, its key and, where they do not depend on the request, its quotas.
 
     plain:     there is nothing to do but to take one decision.
-    static:    quotas and cost are the same for all requests.
+    demands:   what a request of an identity asks for, if that is the same for all requests; else None.
     in_flight: requests of each identity that hold a slot of the rule's `concurrency`.
     """
 
-    __slots__ = (
-        "_ban",
-        "_cost",
-        "_on_error",
-        "_quotas",
-        "in_flight",
-        "key",
-        "match",
-        "name",
-        "plain",
-        "rule",
-        "static",
-    )
+    __slots__ = ("_on_error", "demands", "in_flight", "key", "match", "name", "plain", "rule")
 
     def __init__(self, rule: Rule, name: str, client: Key, on_error: str) -> None:
         self.rule = rule
@@ -52,28 +40,22 @@ class BoundRule:
         self.key = resolve_key(rule.key, client)
         self.in_flight: dict[str, int] = {}
         self._on_error = rule.on_error or on_error
-        self._ban = rule.ban.quotas(name) if rule.ban else ()
-        self._quotas: tuple[Quota, ...] = ()
-        self._cost = 1
         self.plain = not (rule.concurrency or rule.charge or rule.max_delay or rule.shadow)
-        self.static = not callable(rule.limits) and not callable(rule.cost)
-        if not callable(rule.limits) and not callable(rule.cost) and rule.limits is not None:
-            self._quotas, self._cost = quotas(rule.limits, name), rule.cost
-        for quota in self._quotas:
-            if self._cost > quota.capacity:
-                raise ConfigError(f"Rule {name!r}: cost {self._cost} never fits into {quota.name!r}")
+        self.demands: Callable[[str], tuple[Demand, ...]] | None = None
+        if not callable(rule.limits) and not callable(rule.cost):
+            found = () if rule.limits is None else quotas(rule.limits, name)
+            for quota in found:
+                if rule.cost > quota.capacity:
+                    raise ConfigError(f"Rule {name!r}: cost {rule.cost} never fits into {quota.name!r}")
+            self.demands = self._asks(found, rule.cost)
 
     async def identity(self, value: Identity | Awaitable[Identity]) -> str | None:
         """Whose request it is by what `key` gave for it; None if it is not this rule's."""
         value = await _result(value)
         return None if value is None else spell(value)
 
-    def demands(self, identity: str) -> list[Demand]:
-        """What a request of this identity asks for, if the rule is `static`."""
-        return self._asked(self._quotas, self._cost, identity)
-
-    async def demands_of(self, scope: Scope, identity: str) -> list[Demand]:
-        """What this very request asks for."""
+    async def demands_of(self, scope: Scope, identity: str) -> tuple[Demand, ...]:
+        """What this very request asks for, whether the rule is static or not."""
         limits, cost = self.rule.limits, self.rule.cost
         given = await _result(limits(scope)) if callable(limits) else limits
         units = await _result(cost(scope)) if callable(cost) else cost
@@ -82,15 +64,18 @@ class BoundRule:
         except ConfigError as error:
             logger.error("rule %r: %s; the request is refused", self.name, error)
             units = MAX_LIMIT + 1  # more than any quota holds
-        return self._asked(() if given is None else quotas(given, self.name), units, identity)
+        return self._asks(() if given is None else quotas(given, self.name), units)(identity)
 
-    def _asked(self, found: tuple[Quota, ...], cost: int, identity: str) -> list[Demand]:
-        asked = [Demand(quota, identity, cost, TAKE, self._on_error) for quota in found]
-        if asked and self._ban:
-            refusals, ban = self._ban
-            asked.append(Demand(refusals, identity, 1, STRIKE, self._on_error))
-            asked.append(Demand(ban, identity, 1, GUARD, self._on_error))
-        return asked
+    def _asks(self, found: tuple[Quota, ...], cost: int) -> Callable[[str], tuple[Demand, ...]]:
+        on_error = self._on_error
+        asked = [(quota, cost, TAKE) for quota in found]
+        if found and self.rule.ban:
+            refusals, ban = self.rule.ban.quotas(self.name)
+            asked += ((refusals, 1, STRIKE), (ban, 1, GUARD))
+        if len(asked) == 1:
+            only = asked[0][0]
+            return lambda identity: (Demand(only, identity, cost, TAKE, on_error),)
+        return lambda identity: tuple([Demand(quota, identity, units, role, on_error) for quota, units, role in asked])
 
 
 async def _result(value: T | Awaitable[T]) -> T:

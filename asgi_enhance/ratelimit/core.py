@@ -167,7 +167,11 @@ class RateLimiter(Resource[Any]):
         """Decide at once, if that needs nobody else; None if it takes an `acquire`."""
         if self._manager is not None:
             return None
-        return self._counted(self._memory.hit(demands))
+        decision = self._memory.hit(demands)
+        if decision.allowed:
+            self.stats.allowed += 1
+            return decision
+        return self._counted(decision)
 
     async def acquire(self, demands: tuple[Demand, ...], *, max_delay: float = 0.0) -> Decision:
         """Admit all demands or none of them, after a delay of up to `max_delay` seconds if they fit then."""

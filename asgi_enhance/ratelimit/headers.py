@@ -21,16 +21,15 @@ def draft10(decision: Decision) -> Headers:
     standings = decision.standings
     if len(standings) == 1:
         standing = standings[0]
-        policy, label = _fixed(standing.quota)
-        limit = b"%b;r=%d;t=%d" % (label, standing.remaining, ceil(standing.reset))
-        return [(b"ratelimit-policy", policy), (b"ratelimit", limit)]
+        policy, limit = _fixed(standing.quota)
+        return [policy, (b"ratelimit", limit % (standing.remaining, ceil(standing.reset)))]
     if not standings:
         return []
     policies, limits = [], []
     for standing in standings:
-        policy, label = _fixed(standing.quota)
-        policies.append(policy)
-        limits.append(b"%b;r=%d;t=%d" % (label, standing.remaining, ceil(standing.reset)))
+        policy, limit = _fixed(standing.quota)
+        policies.append(policy[1])
+        limits.append(limit % (standing.remaining, ceil(standing.reset)))
     return [(b"ratelimit-policy", b", ".join(policies)), (b"ratelimit", b", ".join(limits))]
 
 
@@ -47,8 +46,10 @@ def x_ratelimit(decision: Decision) -> Headers:
 
 
 @lru_cache(maxsize=1024)
-def _fixed(quota: Quota) -> tuple[bytes, bytes]:
-    """What never changes of a quota: its policy item, and its name as a String."""
+def _fixed(quota: Quota) -> tuple[tuple[bytes, bytes], bytes]:
+    """What never changes of a quota: its policy field, and its item of `RateLimit` but for two numbers."""
     name = quota.name.replace("\\", "\\\\").replace('"', '\\"')
     label = f'"{name}"'.encode("ascii")
-    return b"%b;q=%d;w=%d" % (label, quota.limit, quota.seconds), label
+    return (b"ratelimit-policy", b"%b;q=%d;w=%d" % (label, quota.limit, quota.seconds)), (
+        label.replace(b"%", b"%%") + b";r=%d;t=%d"
+    )

@@ -15,7 +15,7 @@ from asgi_enhance.asgi.lifespan import run_lifespan
 from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.types import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_enhance.errors import ConfigError
-from asgi_enhance.ratelimit.bound import Exempt, bind, exemption
+from asgi_enhance.ratelimit.bound import BoundRule, Exempt, bind, exemption
 from asgi_enhance.ratelimit.core import RateLimiter
 from asgi_enhance.ratelimit.decision import Decision, Demand
 from asgi_enhance.ratelimit.headers import Serializer, draft10
@@ -40,6 +40,8 @@ _REASONS = {
     "ban": (429, "Refused after too many refused requests", "abnormal-usage-detected"),
     "unavailable": (503, "The rate limit cannot be decided at the moment", "temporary-reduced-capacity"),
 }
+
+_Sending = Awaitable[None]
 
 _ANSWERS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
@@ -101,6 +103,7 @@ class RateLimitMiddleware:
         self._http = tuple(rule for rule in bound if rule.rule.covers("http"))
         self._websocket = tuple(rule for rule in bound if rule.rule.covers("websocket"))
         self._messages = tuple(rule for rule in bound if rule.rule.covers("message"))
+        self._leases = not all(rule.plain for rule in (*self._http, *self._websocket))
         self._exempt = exemption(
             (exempt,) if isinstance(exempt, str) or callable(exempt) else exempt, client or ClientAddress()
         )
@@ -124,35 +127,40 @@ class RateLimitMiddleware:
             rules = ()
         elif kind == "websocket" and self._messages:
             receive, send = await self._limit_messages(scope, receive, send)
-        if not rules:
-            await self.app(scope, receive, send)
+        if self._leases:
+            applied = await self._applied(rules, scope)
+            if applied:
+                await self._with_leases(applied, scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
             return
-        applied = []
-        asked: list[Demand] = []
-        plain = True
+        asked: tuple[Demand, ...] = ()
         for rule in rules:
             if rule.match is None or rule.match(scope):
                 identity: Any = rule.key(scope)
-                if not (identity.__class__ is str and len(identity) <= LONGEST and identity[:1] != "\0"):
+                if not (identity.__class__ is str and len(identity) <= LONGEST and identity > "\1"):
                     identity = await rule.identity(identity)  # all others are spelled as they are
                     if identity is None:
                         continue
-                demands = rule.demands(identity) if rule.static else await rule.demands_of(scope, identity)
-                applied.append((rule, identity, demands))
-                asked += demands
-                plain = plain and rule.plain
-        if not plain:
-            await self._with_leases(applied, scope, receive, send)
-            return
+                asked += rule.demands(identity) if rule.demands else await rule.demands_of(scope, identity)
         if not asked:
             await self.app(scope, receive, send)
             return
-        wanted = tuple(asked)
-        decision = self.limiter.acquire_now(wanted) or await self.limiter.acquire(wanted)
+        decision = self.limiter.acquire_now(asked) or await self.limiter.acquire(asked)
         if decision.allowed:
-            await self.app(scope, receive, self._announced(decision, send))
+            await self.app(scope, receive, announcing(self._serialize(decision), send))
         else:
             await self._refusal(decision)(scope, receive, send)
+
+    async def _applied(self, rules: Sequence[BoundRule], scope: Scope) -> Applied:
+        """The rules that apply to a request, whose it is for them, and what it asks for."""
+        applied = []
+        for rule in rules:
+            if rule.match is None or rule.match(scope):
+                identity = await rule.identity(rule.key(scope))
+                if identity is not None:
+                    applied.append((rule, identity, await rule.demands_of(scope, identity)))
+        return applied
 
     async def _with_leases(self, applied: Applied, scope: Scope, receive: Receive, send: Send) -> None:
         """The same for rules that want more than a decision: slots, a delay, a bill, or to be only watched."""
@@ -177,37 +185,19 @@ class RateLimitMiddleware:
             if watched and not (await limiter.watch(watched)).allowed:
                 logger.info("a shadow rule would have refused a request: %s", {demand.quota.name for demand in watched})
             lease.owes(decision)
-            await self.app(scope, receive, self._announced(decision, lease.send))
+            await self.app(scope, receive, announcing(self._serialize(decision), lease.send))
         finally:
             await lease.end()
 
     async def _limit_messages(self, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """`receive` and `send` of a WebSocket whose messages are limited; the same ones if no rule is about it."""
-        asked: list[Demand] = []
-        delays = []
-        for rule in self._messages:
-            if rule.match is None or rule.match(scope):
-                identity = await rule.identity(rule.key(scope))
-                if identity is not None:
-                    asked += await rule.demands_of(scope, identity)
-                    delays.append(rule.rule.max_delay)
+        applied = await self._applied(self._messages, scope)
+        asked = tuple(demand for _, _, demands in applied for demand in demands)
         if not asked:
             return receive, send
-        messages = LimitedMessages(self.limiter, tuple(asked), min(delays), self._close_code, receive, send)
+        max_delay = min(rule.rule.max_delay for rule, _, demands in applied if demands)
+        messages = LimitedMessages(self.limiter, asked, max_delay, self._close_code, receive, send)
         return messages.receive, messages.send
-
-    def _announced(self, decision: Decision, send: Send) -> Send:
-        """`send` that adds the header fields of the decision to the answer."""
-        fields = self._serialize(decision)
-        if not fields:
-            return send
-
-        def send_with_fields(message: Message) -> Awaitable[None]:
-            if message["type"] in _ANSWERS:
-                message = {**message, "headers": [*message.get("headers", ()), *fields]}
-            return send(message)
-
-        return send_with_fields
 
     def _refusal(self, decision: Decision) -> Problem:
         headers: Headers = [*self._serialize(decision), (b"cache-control", b"no-store")]
@@ -223,6 +213,20 @@ class RateLimitMiddleware:
             headers=headers,
             close_code=1013,
         )
+
+
+def announcing(fields: Headers, send: Send) -> Send:
+    """`send` that adds header fields to the answer."""
+    if not fields:
+        return send
+
+    # Made for every request: its annotations are names, which cost nothing to look up.
+    def send_with_fields(message: Message) -> _Sending:
+        if message["type"] in _ANSWERS:
+            message = {**message, "headers": [*message["headers"], *fields] if "headers" in message else fields}
+        return send(message)
+
+    return send_with_fields
 
 
 def _joined(serializers: Sequence[Serializer]) -> Serializer:

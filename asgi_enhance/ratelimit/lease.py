@@ -13,7 +13,7 @@ from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand
 
 logger = logging.getLogger("asgi_enhance.ratelimit")
 
-Applied = Sequence[tuple[BoundRule, str, list[Demand]]]
+Applied = Sequence[tuple[BoundRule, str, tuple[Demand, ...]]]
 
 
 def take_slots(applied: Applied) -> BoundRule | None:

@@ -12,11 +12,11 @@ A full table makes room for a new identity by letting go of, in this order,
 """
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import islice, pairwise
 
-from asgi_enhance.ratelimit.decision import STRIKE, TAKE, Decision, Demand, Standing, Stats, refusal
+from asgi_enhance.ratelimit.decision import GUARD, STRIKE, TAKE, Decision, Demand, Standing, Stats, refusal
 from asgi_enhance.ratelimit.policy import SECOND, Quota, Usage
 
 OVERFLOW = "\0overflow"
@@ -42,47 +42,72 @@ class MemoryStore:
         self.stats = stats
         self._max_keys = max_keys
         self._clock = clock
-        self._tables: dict[str, _Table] = {}
+        self._tables: defaultdict[str, _Table] = defaultdict(OrderedDict)
 
     def __len__(self) -> int:
         return sum(len(table) for table in self._tables.values())
 
     def hit(self, demands: tuple[Demand, ...]) -> Decision:
         """Admit all demands or none of them."""
-        if len(demands) == 1:
-            return self.hit_one(demands[0].quota, demands[0].identity, demands[0].cost)
         now = self._clock() // 1000
-        found = [self._find(demand.quota, demand.identity, now) for demand in demands]
-        for demand, (_, _, usage) in zip(demands, found, strict=True):
-            if demand.role != STRIKE and usage.room(demand.quota) < demand.cost:
-                usages = tuple(usage for _, _, usage in found)
-                decision = self._refuse(demands, usages, now)
-                return self._strike(demands, found, now) if decision.reason != "ban" else decision
-        standings = []
-        for demand, (table, identity, usage) in zip(demands, found, strict=True):
-            if demand.role == TAKE:
-                quota = demand.quota
-                self._take(table, identity, usage, quota, demand.cost)
-                standings.append(Standing(quota, usage.room(quota), usage.reset(quota, now) / SECOND))
-        return Decision(True, tuple(standings), None, (), "", False, now)
-
-    def hit_one(self, quota: Quota, identity: str, cost: int) -> Decision:
-        """The same for a single demand: the common case, spared the lists."""
-        now = self._clock() // 1000
-        table, identity, usage = self._find(quota, identity, now)
-        room = usage.room(quota)
-        if room < cost:
-            return self._refuse((Demand(quota, identity, cost),), (usage,), now)
-        self._take(table, identity, usage, quota, cost)
-        reset = usage.reset(quota, now)
-        if room == cost:
+        if len(demands) > 1:
+            return self._hit_all(demands, now)
+        demand = demands[0]  # the common case, spared the lists
+        quota, identity, cost = demand.quota, demand.identity, demand.cost
+        table = self._tables[quota.slot]
+        usage = table.get(identity)
+        if usage is None:
+            identity, usage = self._new(table, quota, identity, now)
+        left = usage.spend(quota, cost, now)
+        if left < 0:
+            return self._refuse(demands, [usage], now)
+        if usage.count == cost:
+            self._order(table, identity, usage)
+        reset = usage.reset(quota, left, now)
+        if not left:
             usage.blocked = now + reset
-        return Decision(True, (Standing(quota, room - cost, reset / SECOND),), None, (), "", False, now)
+        return Decision(True, (Standing(quota, left, reset / SECOND),), None, (), "", False, now)
+
+    def _hit_all(self, demands: tuple[Demand, ...], now: int) -> Decision:
+        usages: list[Usage] = []
+        standings: list[Standing] = []
+        first: list[tuple[_Table, str, Usage]] = []
+        for demand in demands:
+            quota, identity, cost = demand.quota, demand.identity, demand.cost
+            table = self._tables[quota.slot]
+            usage = table.get(identity)
+            if usage is None:
+                identity, usage = self._new(table, quota, identity, now)
+            usages.append(usage)
+            if demand.role == TAKE:
+                left = usage.spend(quota, cost, now)
+                if left < 0:
+                    break
+                if usage.count == cost:
+                    first.append((table, identity, usage))
+                standings.append(_standing(usage, quota, left, now))
+            else:
+                usage.advance(quota, now)
+                if demand.role == GUARD and usage.room(quota) < 1:
+                    break
+        else:
+            for table, identity, usage in first:
+                self._order(table, identity, usage)
+            return Decision(True, tuple(standings), None, (), "", False, now)
+        # The last of them does not fit. What was spent for those before it a moment ago goes back.
+        for demand, usage in zip(demands, usages[:-1], strict=False):
+            if demand.role == TAKE:
+                usage.add(demand.quota, -demand.cost)
+        usages += (self._seen(demand, now) for demand in demands[len(usages) :])
+        decision = self._refuse(demands, usages, now)
+        if decision.reason == "ban" or not any(demand.role == STRIKE for demand in demands):
+            return decision
+        return self._strike(demands, usages, now)
 
     def peek(self, demands: tuple[Demand, ...]) -> Decision:
         """What `hit` would say, without taking anything."""
         now = self._clock() // 1000
-        usages = tuple(self._seen(demand, now) for demand in demands)
+        usages = [self._seen(demand, now) for demand in demands]
         if not _fits(demands, usages):
             return self._refuse(demands, usages, now)
         return Decision(True, _standings(demands, usages, now), at=now)
@@ -91,8 +116,7 @@ class MemoryStore:
         """Take, whether it fits or not."""
         now = self._clock() // 1000
         for demand in demands:
-            table, identity, usage = self._find(demand.quota, demand.identity, now)
-            self._take(table, identity, usage, demand.quota, demand.cost)
+            self._take(demand.quota, demand.identity, demand.cost, now)
 
     def refund(self, demands: Iterable[Demand], admitted: int) -> None:
         """Give back what was admitted at `admitted`, as far as it still counts."""
@@ -105,56 +129,52 @@ class MemoryStore:
     def reset(self, demands: Iterable[Demand]) -> None:
         """Forget what has been used."""
         for demand in demands:
-            if (table := self._tables.get(demand.quota.slot)) is not None:
-                table.pop(demand.identity, None)
+            self._tables[demand.quota.slot].pop(demand.identity, None)
 
     def clear(self) -> None:
         self._tables.clear()
 
-    def _find(self, quota: Quota, identity: str, now: int) -> tuple[_Table, str, Usage]:
-        table = self._tables.get(quota.slot)
-        if table is None:
-            table = self._tables[quota.slot] = OrderedDict()
-        usage = table.get(identity)
-        if usage is None:
-            if not self._make_room(table, quota, now):
-                identity = OVERFLOW
-                self.stats.overflowed += 1
-            usage = table.get(identity) or Usage()
-        if usage.newest != now // quota.width or quota.bursty:
-            usage.advance(quota, now)
-        return table, identity, usage
+    def _new(self, table: _Table, quota: Quota, identity: str, now: int) -> tuple[str, Usage]:
+        """The usage for an identity that has none, and whose it is. It is kept when something is taken."""
+        if self._make_room(table, quota, now):
+            return identity, Usage()
+        self.stats.overflowed += 1
+        return OVERFLOW, table.get(OVERFLOW) or Usage()
 
     def _seen(self, demand: Demand, now: int) -> Usage:
-        table = self._tables.get(demand.quota.slot)
-        usage = (table.get(demand.identity) if table else None) or Usage()
+        usage = self._tables[demand.quota.slot].get(demand.identity) or Usage()
         usage.advance(demand.quota, now)
         return usage
 
-    def _take(self, table: _Table, identity: str, usage: Usage, quota: Quota, cost: int) -> None:
-        if not usage.count:  # the first of its bucket: only now does the order of recovery change
-            table[identity] = usage
-            table.move_to_end(identity)
+    def _take(self, quota: Quota, identity: str, cost: int, now: int) -> None:
+        table = self._tables[quota.slot]
+        usage = table.get(identity)
+        if usage is None:
+            identity, usage = self._new(table, quota, identity, now)
+        usage.advance(quota, now)
         usage.add(quota, cost)
+        if usage.count == cost:
+            self._order(table, identity, usage)
 
-    def _strike(self, demands: tuple[Demand, ...], found: list[tuple[_Table, str, Usage]], now: int) -> Decision:
+    def _order(self, table: _Table, identity: str, usage: Usage) -> None:
+        """Put it last, after the first admission of a bucket: only that changes the order of recovery."""
+        table[identity] = usage
+        table.move_to_end(identity)
+
+    def _strike(self, demands: tuple[Demand, ...], usages: list[Usage], now: int) -> Decision:
         """Count a refusal where refusals are counted; the refusal, which may have become a ban by that."""
-        for i, demand in enumerate(demands):
-            if demand.role == STRIKE:
-                table, identity, usage = found[i]
-                self._take(table, identity, usage, demand.quota, 1)
-                if usage.room(demand.quota) < 1:
-                    table, identity, usage = found[i + 1]
-                    self._take(table, identity, usage, demands[i + 1].quota, 1)
-        return self._refuse(demands, tuple(usage for _, _, usage in found), now)
+        for strike, ban in pairwise(demands):
+            if strike.role == STRIKE:
+                self._take(strike.quota, strike.identity, 1, now)
+                if self._seen(strike, now).room(strike.quota) < 1:
+                    self._take(ban.quota, ban.identity, 1, now)
+        return self._refuse(demands, [self._seen(demand, now) for demand in demands], now)
 
-    def _refuse(self, demands: tuple[Demand, ...], usages: tuple[Usage, ...], now: int) -> Decision:
-        waits = []
-        for demand, usage in zip(demands, usages, strict=True):
-            wait = 0 if demand.role == STRIKE else usage.wait(demand.quota, demand.cost, now)
-            if wait > 0 and demand.cost == 1:
-                usage.blocked = now + wait
-            waits.append(wait)
+    def _refuse(self, demands: tuple[Demand, ...], usages: list[Usage], now: int) -> Decision:
+        waits = [
+            0 if demand.role == STRIKE else usage.wait(demand.quota, demand.cost, now)
+            for demand, usage in zip(demands, usages, strict=True)
+        ]
         return refusal(demands, waits, _standings(demands, usages, now))
 
     def _make_room(self, table: _Table, quota: Quota, now: int) -> bool:
@@ -174,16 +194,24 @@ class MemoryStore:
         return False
 
 
-def _fits(demands: tuple[Demand, ...], usages: tuple[Usage, ...]) -> bool:
+def _fits(demands: tuple[Demand, ...], usages: list[Usage]) -> bool:
     return all(
         demand.role == STRIKE or usage.room(demand.quota) >= demand.cost
         for demand, usage in zip(demands, usages, strict=True)
     )
 
 
-def _standings(demands: tuple[Demand, ...], usages: tuple[Usage, ...], now: int) -> tuple[Standing, ...]:
+def _standing(usage: Usage, quota: Quota, room: int, now: int) -> Standing:
+    reset = usage.reset(quota, room, now)
+    if room < 1:
+        usage.blocked = now + reset
+        room = 0
+    return Standing(quota, room, reset / SECOND)
+
+
+def _standings(demands: tuple[Demand, ...], usages: list[Usage], now: int) -> tuple[Standing, ...]:
     return tuple(
-        Standing(demand.quota, max(0, usage.room(demand.quota)), usage.reset(demand.quota, now) / SECOND)
+        _standing(usage, demand.quota, usage.room(demand.quota), now)
         for demand, usage in zip(demands, usages, strict=True)
         if demand.role == TAKE
     )

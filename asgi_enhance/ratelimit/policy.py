@@ -17,7 +17,7 @@ The rules of the default algorithm:
 """
 
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, floor
 
 import msgspec
 
@@ -111,14 +111,39 @@ class Usage(msgspec.Struct, gc=False):
     at: int = 0  # when `level` was drained last
     blocked: int = 0  # nothing fits before this time, as far as is known; kept by the store that evicts
 
+    def spend(self, quota: Quota, cost: int, now: int) -> int:
+        """`advance`, and `add` if there is `room`, in one go for the most frequent case: the room left, or -1."""
+        if self.newest != now // quota.width:
+            self._turn(now // quota.width)
+        left = quota.limit - self.used - cost
+        if quota.bursty:
+            level = self.level
+            if level and now > self.at:
+                level -= (now - self.at) * quota.drain
+                if level < 0.0:
+                    level = 0.0
+            self.level = level
+            self.at = now
+            burst = floor(quota.burst - level + ROUNDING) - cost
+            if burst < left:
+                left = burst
+            if left >= 0:
+                self.level = level + cost
+        if left < 0:
+            return -1
+        self.used += cost
+        self.count += cost
+        return left
+
     def advance(self, quota: Quota, now: int) -> None:
         """Let go of what has left the window and drain the level."""
         bucket = now // quota.width
         if bucket != self.newest:
             self._turn(bucket)
         if quota.bursty:
-            if self.level:
-                self.level = max(0.0, self.level - max(0, now - self.at) * quota.drain)
+            if self.level and now > self.at:
+                level = self.level - (now - self.at) * quota.drain
+                self.level = level if level > 0.0 else 0.0
             self.at = now
 
     def room(self, quota: Quota) -> int:
@@ -127,7 +152,7 @@ class Usage(msgspec.Struct, gc=False):
         if quota.bursty:
             burst = quota.burst - self.level + ROUNDING
             if burst < room:
-                return int(burst // 1)
+                return floor(burst)
         return room
 
     def wait(self, quota: Quota, cost: int, now: int) -> int:
@@ -142,10 +167,11 @@ class Usage(msgspec.Struct, gc=False):
             wait = max(wait, ceil(excess / quota.drain))
         return wait
 
-    def reset(self, quota: Quota, now: int) -> int:
-        """Microseconds until there is more room than now; 0 if nothing is used."""
-        if quota.bursty and (room := self.room(quota)) < quota.limit - self.used:
-            return max(0, ceil((self.level - max(0, quota.burst - room - 1)) / quota.drain))
+    def reset(self, quota: Quota, room: int, now: int) -> int:
+        """Microseconds until there is more room than the `room` there is now; 0 if nothing is used."""
+        if quota.bursty and room < quota.limit - self.used:
+            excess = self.level - (quota.burst - room - 1 if room < quota.burst else 0)
+            return ceil(excess / quota.drain) if excess > 0.0 else 0
         if self.older:
             return (self.older[0] + BUCKETS + 1) * quota.width - now
         return (self.newest + BUCKETS + 1) * quota.width - now if self.count else 0

@@ -68,7 +68,8 @@ def test_at_the_reset_there_is_more_room_than_before(quota: Quota, arrivals: lis
         usage.advance(quota, now)
         if usage.room(quota) >= cost:
             usage.add(quota, cost)
-    room, reset = usage.room(quota), usage.reset(quota, now)
+    room = usage.room(quota)
+    reset = usage.reset(quota, room, now)
     if not reset:
         assert room == min(quota.limit, quota.burst)
     else:
