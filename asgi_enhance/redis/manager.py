@@ -84,6 +84,7 @@ class RedisManager(Resource["Session"]):
 
         address = Address.parse(url)
         self.prefix = prefix
+        self.clustered = address.kind == "cluster"  # keys of one command or script must then share a slot
         self._label = address.label
         self.stats = RedisStats()
         plan = Plan(
