@@ -8,6 +8,7 @@ from typing import TypeVar
 from asgi_enhance.asgi.address import ClientAddress
 from asgi_enhance.asgi.types import Scope
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.ratelimit.core import STRATEGIES, RateLimiter
 from asgi_enhance.ratelimit.decision import GUARD, STRIKE, TAKE, Demand
 from asgi_enhance.ratelimit.keys import Identity, Key, spell
 from asgi_enhance.ratelimit.notation import Limits, quotas
@@ -33,7 +34,9 @@ class BoundRule:
 
     __slots__ = ("_on_error", "demands", "in_flight", "key", "match", "name", "plain", "rule")
 
-    def __init__(self, rule: Rule, name: str, client: Key, on_error: str) -> None:
+    def __init__(self, rule: Rule, name: str, client: Key, on_error: str, limiter: RateLimiter) -> None:
+        if (rule.ban or rule.charge) and limiter.strategy != STRATEGIES[0]:
+            raise ConfigError(f"Rule {name!r}: ban and charge need the strategy {STRATEGIES[0]!r}")
         self.rule = rule
         self.name = name
         self.match = rule.matcher()
@@ -47,6 +50,7 @@ class BoundRule:
             for quota in found:
                 if rule.cost > quota.capacity:
                     raise ConfigError(f"Rule {name!r}: cost {rule.cost} never fits into {quota.name!r}")
+            limiter.check(found)
             self.demands = self._asks(found, rule.cost)
 
     async def identity(self, value: Identity | Awaitable[Identity]) -> str | None:
@@ -82,12 +86,14 @@ async def _result(value: T | Awaitable[T]) -> T:
     return await value if isinstance(value, Awaitable) else value
 
 
-def bind(rules: Sequence[Rule], default: Rule | Limits | None, client: Key, on_error: str) -> tuple[BoundRule, ...]:
+def bind(
+    rules: Sequence[Rule], default: Rule | Limits | None, client: Key, on_error: str, limiter: RateLimiter
+) -> tuple[BoundRule, ...]:
     """All rules, the default one last. ConfigError if two have the same name."""
-    bound = [BoundRule(rule, rule.name or f"rule-{i}", client, on_error) for i, rule in enumerate(rules, 1)]
+    bound = [BoundRule(rule, rule.name or f"rule-{i}", client, on_error, limiter) for i, rule in enumerate(rules, 1)]
     if default is not None:
         rule = default if isinstance(default, Rule) else Rule(default)
-        bound.append(BoundRule(rule, rule.name or DEFAULT, client, on_error))
+        bound.append(BoundRule(rule, rule.name or DEFAULT, client, on_error, limiter))
     names = [rule.name for rule in bound]
     if len(set(names)) < len(names):
         raise ConfigError(f"rules: names must differ, not {names}")

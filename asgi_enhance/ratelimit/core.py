@@ -8,7 +8,7 @@ if not await limiter.is_allowed(user_id, "login"):
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +21,11 @@ from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Stats
 from asgi_enhance.ratelimit.keys import Identity, spell
 from asgi_enhance.ratelimit.memory import MemoryStore
 from asgi_enhance.ratelimit.notation import Limits, quotas
-from asgi_enhance.ratelimit.policy import MAX_LIMIT
+from asgi_enhance.ratelimit.policy import MAX_LIMIT, SECOND, Quota
 
 logger = logging.getLogger("asgi_enhance.ratelimit")
+
+STRATEGIES = ("bucketed-window", "fixed-window", "moving-window", "sliding-window")
 
 ON_ERROR = ("local", "open", "closed")
 
@@ -39,6 +41,8 @@ class RateLimiter(Resource[Any]):
                       minute.
     redis:            a `RedisManager` or a URL: one count for all processes. Default: each process counts for itself.
     redis_url:        the URL by another name.
+    strategy:         `bucketed-window` (exact, with bursts), or one of `limits`: `fixed-window`, `moving-window`,
+                      `sliding-window`; these know no burst, ban or charge. Default: `bucketed-window`.
     on_error:         without Redis: `local` (each process admits its share), `open` (admit) or `closed` (refuse).
                       Default: `local`.
     expected_workers: processes that share a limit, for `local`. Default: 1.
@@ -57,6 +61,7 @@ class RateLimiter(Resource[Any]):
         *,
         redis: Any = None,
         redis_url: str | None = None,
+        strategy: str = "bucketed-window",
         on_error: str = "local",
         expected_workers: int = 1,
         budget: float = 0.05,
@@ -66,6 +71,8 @@ class RateLimiter(Resource[Any]):
         max_waiting: int = 10_000,
     ) -> None:
         super().__init__()
+        if strategy not in STRATEGIES:
+            raise ConfigError(f"strategy must be one of {STRATEGIES}, not {strategy!r}")
         if on_error not in ON_ERROR:
             raise ConfigError(f"on_error must be one of {ON_ERROR}, not {on_error!r}")
         for name, value, least in (
@@ -83,6 +90,7 @@ class RateLimiter(Resource[Any]):
             raise ConfigError("redis and redis_url are the same thing: give one of them")
         redis = redis or redis_url
         self.stats = Stats()
+        self.strategy = strategy
         self.limits = limits if limits is not None else {"default": {"requests": 100, "window": 60}}
         self._memory = MemoryStore(self.stats, max_keys=max_keys)
         self._manager = None
@@ -90,6 +98,9 @@ class RateLimiter(Resource[Any]):
             from asgi_enhance.redis import RedisManager
 
             self._manager = RedisManager.of(redis)
+            if strategy != STRATEGIES[0] and self._manager is not None and self._manager.clustered:
+                raise ConfigError(f"strategy {strategy!r} does not work on a cluster: limits takes no pool for one")
+        self._at_once = self._manager is None and strategy == STRATEGIES[0]
         self._on_error = on_error
         self._share = lru_cache(maxsize=1024)(lambda quota: quota.share(expected_workers))
         self._options: dict[str, Any] = {
@@ -111,7 +122,10 @@ class RateLimiter(Resource[Any]):
         by_type: Any = limits if isinstance(limits, Mapping) and "requests" not in limits else {"default": limits}
         if "default" not in by_type:
             raise ConfigError(f"limits must have a 'default' for all other endpoint types, not only {sorted(by_type)}")
-        self._quotas = {name: quotas(given, name) for name, given in by_type.items()}
+        found = {name: quotas(given, name) for name, given in by_type.items()}
+        for quotas_of_type in found.values():
+            self.check(quotas_of_type)
+        self._quotas = found
         self._limits = MappingProxyType(dict(by_type))
 
     # What your own code calls.
@@ -138,19 +152,19 @@ class RateLimiter(Resource[Any]):
     async def peek(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> Decision:
         """What `hit` would say, without taking anything."""
         demands = self.demands(client_id, endpoint_type, cost)
-        if self._manager is not None:
-            try:
-                decision: Decision = await (await self.started()).peek(demands)
-            except RedisUnavailable:
-                return self._alone(demands, self._memory.peek)
-            return decision
-        return self._memory.peek(demands)
+        if self._at_once:
+            return self._memory.peek(demands)
+        try:
+            decision: Decision = await (await self.started()).peek(demands)
+        except RedisUnavailable:
+            return self._alone(demands, self._memory.peek)
+        return decision
 
     async def reset(self, client_id: Identity, endpoint_type: str = "api") -> None:
         """Forget what this client has used. Other processes may go on refusing him for `deny_seconds`."""
         demands = self.demands(client_id, endpoint_type, 1)
-        self._memory.reset(self._shares(demands))
-        if self._manager is not None:
+        self._memory.reset(demands)
+        if not self._at_once:
             await (await self.started()).reset(demands)
 
     def demands(self, client_id: Identity, endpoint_type: str, cost: int) -> tuple[Demand, ...]:
@@ -163,9 +177,15 @@ class RateLimiter(Resource[Any]):
 
     # What the layer calls, with demands of its own.
 
+    def check(self, found: Iterable[Quota]) -> None:
+        """ConfigError if the strategy cannot keep these quotas."""
+        for quota in found:
+            if self.strategy != STRATEGIES[0] and (quota.bursty or quota.window % SECOND):
+                raise ConfigError(f"strategy {self.strategy!r}: {quota.name!r} must have whole seconds and no burst")
+
     def acquire_now(self, demands: tuple[Demand, ...]) -> Decision | None:
         """Decide at once, if that needs nobody else; None if it takes an `acquire`."""
-        if self._manager is not None:
+        if not self._at_once:
             return None
         decision = self._memory.hit(demands)
         if decision.allowed:
@@ -211,7 +231,7 @@ class RateLimiter(Resource[Any]):
                 logger.debug("a refund was lost: Redis is away")
 
     async def _decide(self, demands: tuple[Demand, ...]) -> Decision:
-        if self._manager is None:
+        if self._at_once:
             return self._memory.hit(demands)
         try:
             decision: Decision = await (await self.started()).hit(demands)
@@ -264,14 +284,21 @@ class RateLimiter(Resource[Any]):
     # The room (see `Resource`): what belongs to one event loop.
 
     async def _start(self) -> Any:
-        if self._manager is None:
+        if self._at_once:
             return self._memory
+        if self._manager is not None:
+            await self._manager.__aenter__()
+        if self.strategy != STRATEGIES[0]:
+            from asgi_enhance.ratelimit.strategies import StrategyStore
+
+            return StrategyStore(self.strategy, self._manager, self.stats, budget=self._options["budget"])
         from asgi_enhance.ratelimit.shared import RedisStore
 
-        await self._manager.__aenter__()
+        assert self._manager is not None
         return RedisStore(self._manager, self.stats, **self._options)
 
     async def _stop(self, store: Any) -> None:
-        if self._manager is not None:
+        if not self._at_once:
             await store.aclose()
+        if self._manager is not None:
             await self._manager.__aexit__(None, None, None)

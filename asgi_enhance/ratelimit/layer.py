@@ -99,7 +99,7 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter or RateLimiter(redis=redis, expected_workers=expected_workers)
         key = by_client(client, ipv6_prefix=ipv6_prefix)
-        bound = bind(rules, default, key, on_error or "")
+        bound = bind(rules, default, key, on_error or "", self.limiter)
         self._http = tuple(rule for rule in bound if rule.rule.covers("http"))
         self._websocket = tuple(rule for rule in bound if rule.rule.covers("websocket"))
         self._messages = tuple(rule for rule in bound if rule.rule.covers("message"))

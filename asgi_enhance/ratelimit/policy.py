@@ -208,21 +208,19 @@ class Usage(msgspec.Struct, gc=False):
 
     def _turn(self, bucket: int) -> None:
         """Make `bucket` the newest."""
-        older = self.older
-        if bucket < self.newest:  # the clock was set back
-            back = self.newest - bucket
-            self.older = tuple(n - back if i % 2 == 0 else n for i, n in enumerate(older))
-            self.newest = bucket
-            return
-        if self.count:
-            older = (*older, self.newest, self.count)
+        older = (*self.older, self.newest, self.count) if self.count else self.older
+        back = older[-2] - bucket if older else 0
+        if back > 0:  # the clock was set back
+            older = tuple(n - back if i % 2 == 0 else n for i, n in enumerate(older))
         oldest, i = bucket - BUCKETS, 0
         while i < len(older) and older[i] < oldest:
             self.used -= older[i + 1]
             i += 2
-        self.older = older[i:] if i else older
         self.newest = bucket
-        self.count = 0
+        if older and older[-2] == bucket:
+            self.count, self.older = older[-1], older[i:-2]
+        else:
+            self.count, self.older = 0, older[i:] if i else older
 
     def _leaves(self, units: int) -> int:
         """The bucket with which, oldest first, `units` have left."""

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
@@ -84,6 +85,34 @@ class RedisStore:
 
     async def hit(self, demands: Demands) -> Decision:
         """Admit all demands or none of them."""
+        groups = self._groups(demands)
+        return await (self._hit(demands) if len(groups) == 1 else self._hit_in_turn(groups))
+
+    async def _hit_in_turn(self, groups: list[Demands]) -> Decision:
+        """The narrowest first, since it is the likeliest to refuse. When one does, those before it give back."""
+        admitted: list[tuple[Demands, int]] = []
+        standings: tuple[Standing, ...] = ()
+        try:
+            for group in sorted(groups, key=_rate):
+                decision = await self._hit(group)
+                standings += decision.standings
+                if not decision.allowed:
+                    break
+                admitted.append((group, decision.at))
+            else:
+                return Decision(True, standings, at=decision.at)
+        except BaseException:
+            self._tasks.spawn(self._give_back(admitted), name="ratelimit refund")
+            raise
+        await self._give_back(admitted)
+        return Decision(False, standings, decision.retry_after, decision.violated, decision.reason)
+
+    async def _give_back(self, admitted: list[tuple[Demands, int]]) -> None:
+        for group, at in admitted:
+            with suppress(RedisUnavailable):
+                await self._call("refund", tuple(demand for demand in group if demand.role == TAKE), admitted=at)
+
+    async def _hit(self, demands: Demands) -> Decision:
         if self._denied is not None and (denial := self._denied.get(demands)) is not None:
             self.stats.refused_locally += 1
             return _again(denial)
@@ -99,16 +128,22 @@ class RedisStore:
             self._pass_on(lane, demands)
 
     async def peek(self, demands: Demands) -> Decision:
+        """What `hit` would say of one identity, without taking anything."""
         reply = await self._call("peek", demands, 1)
         return _decisions(demands, 1, reply)[0]
 
     async def charge(self, demands: Demands) -> None:
-        await self._call("charge", demands)
+        """Take, whether it fits or not."""
+        for group in self._groups(demands):
+            await self._call("charge", group)
 
     async def refund(self, demands: Demands, admitted: int) -> None:
-        await self._call("refund", demands, admitted=admitted)
+        """Give back what was admitted at `admitted`, as far as it still counts."""
+        for group in self._groups(demands):
+            await self._call("refund", group, admitted=admitted)
 
     async def reset(self, demands: Demands) -> None:
+        """Forget what one identity has used."""
         await self._within(self._manager.execute("DEL", *map(self._key, demands)), self._budget)
         self._forgive(demands)
 
@@ -187,6 +222,15 @@ class RedisStore:
         except RedisError as error:
             raise RedisUnavailable(f"redis cannot decide: {error}", maybe_executed=True) from error
 
+    def _groups(self, demands: Demands) -> list[Demands]:
+        """What one call can decide together. On a Cluster, where a script reaches one slot, that is an identity's."""
+        if not self._manager.clustered or len(demands) == 1:
+            return [demands]
+        by_identity: dict[str, list[Demand]] = {}
+        for demand in demands:
+            by_identity.setdefault(demand.identity, []).append(demand)
+        return [tuple(group) for group in by_identity.values()]
+
     def _key(self, demand: Demand) -> str:
         # The braces keep all quotas of one identity in one slot of a Cluster.
         return self._manager.key("ratelimit", f"{{{digest(demand.identity)}}}", demand.quota.slot)
@@ -230,6 +274,10 @@ def _again(denial: _Denial) -> Decision:
         denial.decision.violated,
         denial.decision.reason,
     )
+
+
+def _rate(demands: Demands) -> float:
+    return min(demand.quota.drain for demand in demands if demand.role == TAKE)
 
 
 def _strikes(demands: Demands) -> bool:
