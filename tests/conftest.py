@@ -1,4 +1,4 @@
-"""Fixtures for every test: one event loop policy, and a real Redis or Valkey that is there or the run fails."""
+"""Fixtures for every test: asyncio, and a real Redis or Valkey that is there or the run fails."""
 
 import itertools
 import os

@@ -42,7 +42,8 @@ class ClusterSession:
         self._tasks = Tasks()
         self._nodes: dict[Place, Node] = {}
         self._places: dict[int, Place] = {}  # by slot
-        self._refreshing: asyncio.Task[RedisUnavailable | None] | None = None
+        self._primaries: tuple[Place, ...] = address.seeds
+        self._looking: asyncio.Task[str] | None = None
         self._plain = plan.subscriber(self._connect_anywhere, "the cluster", self._tasks)
         self._shards: dict[Place, Subscriber] = {}
         self._sharded: dict[Subscription, Place | None] = {}
@@ -70,7 +71,7 @@ class ClusterSession:
         asking = False
         deadline = asyncio.get_running_loop().time() + self._plan.patience
         if place is None:
-            self._refresh_soon()
+            self._look_soon()
             raise RedisUnavailable(f"no node of the cluster serves the slot of {key!r}")
         while True:
             try:
@@ -78,13 +79,13 @@ class ClusterSession:
             except MovedError as moved:
                 place, asking = (moved.host or place[0], moved.port), False
                 self._places[moved.slot_id] = place
-                self._refresh_soon()
+                self._look_soon()
             except AskError as ask:
                 place, asking = (ask.host or place[0], ask.port), True
             except TryAgainError:
                 await asyncio.sleep(_PAUSE)
             except RedisUnavailable:
-                self._refresh_soon()
+                self._look_soon()
                 raise
             self._plan.stats.redirected += 1
             if asyncio.get_running_loop().time() > deadline:
@@ -98,7 +99,7 @@ class ClusterSession:
         if self._places:
             self._place(subscription)
         else:
-            self._refresh_soon()
+            self._look_soon()
 
     def unsubscribe(self, subscription: Subscription) -> None:
         if not subscription.sharded:
@@ -133,9 +134,8 @@ class ClusterSession:
 
     def _anywhere(self) -> Place:
         """A node that answers, if there is one."""
-        serving = set(self._places.values()) or set(self._nodes)
-        good = [place for place in serving if not self._node(place).breaker.is_open]
-        return random.choice(good or list(serving))
+        good = [place for place in self._primaries if not self._node(place).breaker.is_open]
+        return random.choice(good or self._primaries)
 
     async def _connect_anywhere(self) -> AbstractConnection:
         return await self._dialer.at(*self._anywhere()).connect()
@@ -143,47 +143,50 @@ class ClusterSession:
     # the map
 
     async def _mapped(self) -> None:
-        """Join the one look at the map, or begin it; `RedisUnavailable` if nobody has one."""
-        look = self._refresh_soon()
-        await asyncio.wait((look,))
-        error = RedisUnavailable("the manager was closed") if look.cancelled() else look.result()
-        if error is not None and not self._places:
-            raise RedisUnavailable(str(error)) from error
+        """Join the one look at the map, or begin it; `RedisUnavailable` if there is none after that."""
+        look = self._look_soon()
+        await asyncio.wait((look,), timeout=self._plan.patience)
+        if self._places:
+            return
+        reason = f"none within {self._plan.patience:g} s"
+        if look.done():
+            reason = "the manager was closed" if look.cancelled() else look.result()
+        raise RedisUnavailable(f"no node of the redis cluster tells its slots: {reason}")
 
-    def _refresh_soon(self) -> "asyncio.Task[RedisUnavailable | None]":
-        if self._refreshing is None:
-            self._refreshing = self._tasks.spawn(self._refresh(), name="redis cluster map")
-        return self._refreshing
+    def _look_soon(self) -> asyncio.Task[str]:
+        if self._looking is None:
+            self._looking = self._tasks.spawn(self._look(), name="redis cluster map")
+        return self._looking
 
-    async def _refresh(self) -> RedisUnavailable | None:
-        """Ask the nodes, the good ones first, until one tells."""
+    async def _look(self) -> str:
+        """Have a new map from a node that tells; why there is none, else."""
         try:
             await asyncio.sleep(_PAUSE if self._places else 0)
-            error = await self._look()
+            failed = await self._ask()
         finally:
-            self._refreshing = None
-        lost = [subscription for subscription, place in self._sharded.items() if place is None]
-        if error is not None and lost:
+            self._looking = None
+        if failed and None in self._sharded.values():  # somebody waits for a place
             self._tasks.spawn(self._look_again(), name="redis cluster map, again")
-        return error
+        return failed
 
     async def _look_again(self) -> None:
-        await asyncio.sleep(self._plan.probe_delay + random.random() * self._plan.probe_delay)
-        self._refresh_soon()
+        await asyncio.sleep(self._plan.probe_delay * (1 + random.random()))
+        self._look_soon()
 
-    async def _look(self) -> RedisUnavailable | None:
+    async def _ask(self) -> str:
+        """Ask the nodes, the good ones first, until one tells."""
         failed: list[str] = []
         nodes = sorted(self._nodes.items(), key=lambda item: (item[1].breaker.is_open, random.random()))
         for place, node in nodes:
             try:
                 said = await node.call(_SLOTS, idempotent=True)
             except (RedisUnavailable, RedisError) as error:
-                failed.append(f"{node.label}: {error}")
+                failed.append(str(error))
                 continue
             if said:
                 self._take(said, place)
-                return None
-        return RedisUnavailable(f"no node of the cluster tells its slots: {'; '.join(failed)}")
+                return ""
+        return "; ".join(failed) or "they serve none"
 
     def _take(self, said: Iterable[Any], source: Place) -> None:
         places: dict[int, Place] = {}
@@ -191,7 +194,8 @@ class ClusterSession:
             host = (primary[0] or b"").decode() or source[0]  # empty: the address it was asked at
             places.update(dict.fromkeys(range(first, last + 1), (host, int(primary[1]))))
         self._places = places
-        kept = {*places.values(), *self._address.seeds}
+        self._primaries = tuple(set(places.values()))
+        kept = {*self._primaries, *self._address.seeds}
         for place in [place for place in self._nodes if place not in kept]:
             self._tasks.spawn(self._nodes.pop(place).aclose(), name="redis node leaves")
         for subscription in self._sharded:
@@ -213,9 +217,7 @@ class ClusterSession:
             shard = self._shards.get(wanted)
             if shard is None:
                 dialer = self._dialer.at(*wanted)
-                shard = self._plan.subscriber(
-                    self._connector(dialer), dialer.label, self._tasks, on_moved=self._channel_moved
-                )
+                shard = self._plan.subscriber(self._connector(dialer), dialer.label, self._tasks, on_moved=self._moved)
                 self._shards[wanted] = shard
             shard.add(subscription)
         self._sharded[subscription] = wanted
@@ -225,10 +227,10 @@ class ClusterSession:
             try:
                 return await dialer.connect()
             except RedisUnavailable:
-                self._refresh_soon()  # its slots may have a new owner
+                self._look_soon()  # its slots may have a new owner
                 raise
 
         return connect
 
-    def _channel_moved(self) -> None:
-        self._refresh_soon()
+    def _moved(self) -> None:
+        self._look_soon()

@@ -15,7 +15,7 @@ STATEFUL = {
 }
 # The same, by their second word.
 STATEFUL_SUBCOMMANDS = {
-    "CLIENT": {"REPLY", "TRACKING", "CACHING", "SETNAME", "SETINFO", "NO-EVICT", "NO-TOUCH", "PAUSE", "CAPA"},
+    "CLIENT": {"REPLY", "TRACKING", "CACHING", "SETNAME", "SETINFO", "NO-EVICT", "NO-TOUCH", "CAPA"},
     "SCRIPT": {"DEBUG"},
 }
 # They block only with this word among their arguments.

@@ -16,7 +16,7 @@ from asgi_enhance.redis.address import Address
 
 
 class Dialer:
-    """Connects to one server: within `timeout` seconds, once, or `RedisUnavailable`."""
+    """Connects to one server: within `timeout` seconds, once, or `RedisUnavailable` with the bare reason."""
 
     def __init__(self, options: Mapping[str, Any], *, timeout: float) -> None:
         self.timeout = timeout
@@ -66,9 +66,9 @@ class Dialer:
         except BaseException as error:
             await hang_up(connection)
             if isinstance(error, TimeoutError):
-                raise RedisUnavailable(f"{self.label} did not accept within {self.timeout:g} s") from error
+                raise RedisUnavailable(f"no connection within {self.timeout:g} s") from error
             if isinstance(error, RedisError | OSError):
-                raise RedisUnavailable(f"{self.label}: {error}") from error
+                raise RedisUnavailable(str(error)) from error
             raise
         return connection
 
@@ -98,11 +98,11 @@ class SentinelDialer:
         except BaseException as error:
             await hang_up(connection)
             if isinstance(error, TimeoutError | RedisError | OSError):
-                raise RedisUnavailable(f"{self.label}: {error!r}") from error
+                raise RedisUnavailable(f"the primary does not tell its role: {error!r}") from error
             raise
         if role != b"master":  # a Sentinel may not know yet of a failover
             await hang_up(connection)
-            raise RedisUnavailable(f"{self.label}: what Sentinel names as the primary is a {role.decode()}")
+            raise RedisUnavailable(f"what Sentinel names as the primary is a {role.decode()}")
         return connection
 
     def client(self, timeout: float) -> redis.asyncio.Redis:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
-from asgi_enhance.redis.breaker import Breaker
+from asgi_enhance.redis.breaker import Backoff, Breaker
 from asgi_enhance.redis.pipeline import ConnectionLost, Pipeline
 from asgi_enhance.redis.stats import RedisStats
 from asgi_enhance.redis.wire import pack
@@ -29,10 +29,11 @@ class Node:
     Args:
         connect: makes a connection, or raises `RedisUnavailable`.
         label: what log lines and errors call the server.
-        patience: seconds a command may wait for a connection, or for room on it.
-        timeout: seconds a reply may take.
+        connect_timeout: seconds a command may wait for a connection, or for room on it.
+        command_timeout: seconds a reply may take.
         max_in_flight: commands that may be without a reply.
         breaker: the state machine, closed.
+        backoff: the delays between probes while it is open.
         stats: where to count.
         tasks: the owner of the tasks that connect and probe.
     """
@@ -42,10 +43,11 @@ class Node:
         connect: Callable[[], Awaitable[AbstractConnection]],
         *,
         label: str,
-        patience: float,
-        timeout: float,
+        connect_timeout: float,
+        command_timeout: float,
         max_in_flight: int,
         breaker: Breaker,
+        backoff: Backoff,
         stats: RedisStats,
         tasks: Tasks,
     ) -> None:
@@ -53,13 +55,14 @@ class Node:
         self.breaker = breaker
         self.pipeline: Pipeline | None = None
         self._connect = connect
-        self._patience = patience
-        self._timeout = timeout
+        self._backoff = backoff
+        self._connect_timeout = connect_timeout
+        self._command_timeout = command_timeout
         self._max_in_flight = max_in_flight
         self._stats = stats
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
-        self._attempt: asyncio.Task[RedisUnavailable | None] | None = None
+        self._attempt: asyncio.Task[str] | None = None
         self._refusal = ""
         self._retired = False
 
@@ -94,12 +97,12 @@ class Node:
             pipeline.drop()
 
     async def _ready(self) -> Pipeline:
-        """The pipeline, connected and with room; what that takes longer than `patience` is too long."""
+        """The pipeline, connected and with room, within the time to connect."""
         if self.breaker.is_open:
             self._stats.refused += 1
             raise RedisUnavailable(self._refusal)
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._connect_timeout):
                 while True:
                     pipeline = self.pipeline
                     if pipeline is None:
@@ -110,31 +113,31 @@ class Node:
                     if self.pipeline is pipeline:
                         return pipeline
         except TimeoutError:
-            what = "no connection" if self.pipeline is None else f"{self._max_in_flight} commands in flight"
-            raise RedisUnavailable(f"{self.label}: {what} for {self._patience:g} s") from None
+            what = "no connection" if self.pipeline is None else f"no room beside {self._max_in_flight} commands"
+            raise RedisUnavailable(f"redis {self.label}: {what} within {self._connect_timeout:g} s") from None
 
     async def _connected(self) -> None:
         """Join the one attempt to connect, or begin it."""
         if self._retired:
-            raise RedisUnavailable("the manager was closed")
+            raise RedisUnavailable(f"redis {self.label}: the manager was closed")
         if self._attempt is None:
             self._attempt = self._tasks.spawn(self._try(), name=f"redis connect {self.label}")
         attempt = self._attempt
         await asyncio.wait((attempt,))
-        error = RedisUnavailable("the manager was closed") if attempt.cancelled() else attempt.result()
-        if error is not None:
-            raise RedisUnavailable(str(error)) from error
+        reason = "the manager was closed" if attempt.cancelled() else attempt.result()
+        if reason:
+            raise RedisUnavailable(f"redis {self.label}: {reason}")
 
-    async def _try(self) -> RedisUnavailable | None:
-        """One attempt to connect; the error is the result, so that it is nobody's unretrieved exception."""
+    async def _try(self) -> str:
+        """One attempt to connect; why it failed, if it did."""
         try:
             self.pipeline = await self._dial()
         except RedisUnavailable as error:
             self._failed(str(error))
-            return error
+            return str(error)
         finally:
             self._attempt = None
-        return None
+        return ""
 
     async def _dial(self) -> Pipeline:
         try:
@@ -146,7 +149,7 @@ class Node:
         return Pipeline(
             connection,
             label=self.label,
-            timeout=self._timeout,
+            timeout=self._command_timeout,
             max_in_flight=self._max_in_flight,
             stats=self._stats,
             on_reply=self._replied,
@@ -166,7 +169,7 @@ class Node:
             self._failed(reason)
 
     def _failed(self, reason: str) -> None:
-        self._refusal = f"redis is unavailable: {reason}"
+        self._refusal = f"redis {self.label} is unavailable: {reason}"
         if self.breaker.failed(self._loop.time()):
             self._stats.opened += 1
             logger.warning("%s; commands fail at once until it answers", self._refusal)
@@ -175,12 +178,22 @@ class Node:
     async def _probe(self) -> None:
         """Ask until there is an answer. The connection that gave it is the next one in service."""
         while self.breaker.is_open and not self._retired:
-            await asyncio.sleep(self.breaker.next_probe(_rng))
-            with contextlib.suppress(RedisUnavailable, RedisError):
+            await asyncio.sleep(self._backoff.next(_rng))
+            try:
                 pipeline = await self._dial()
-                await pipeline.send(PING)
-                self.pipeline = pipeline
-                self._replied()
+            except RedisUnavailable:
+                continue
+            try:
+                with contextlib.suppress(RedisError):  # an error (PING is not permitted) is an answer
+                    await pipeline.send(PING)
+            except RedisUnavailable:
+                continue
+            except BaseException:
+                pipeline.discard("the manager was closed")
+                raise
+            self.pipeline = pipeline
+            self._replied()
+        self._backoff.reset()
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

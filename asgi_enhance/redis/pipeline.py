@@ -30,7 +30,7 @@ _REDIRECTION = (AskError, TryAgainError)
 
 
 class ConnectionLost(RedisUnavailable):
-    """The connection broke under the command; unlike a time-out this says nothing against trying another."""
+    """The connection broke under the command; unlike a time-out, that says nothing against trying another."""
 
 
 class Pipeline(asyncio.Protocol):
@@ -78,10 +78,6 @@ class Pipeline(asyncio.Protocol):
         self._callers: deque[asyncio.Future[None]] = deque()  # waiting while it is `full`, first come first served
         self._granted = 0  # of these, woken and not yet back
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._waiting)
-
     def send(self, command: bytes) -> asyncio.Future[Any]:
         """Queue one packed command for the write at the end of this loop turn."""
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -122,7 +118,9 @@ class Pipeline(asyncio.Protocol):
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_exception(error(f"redis {reason}", maybe_executed=len(self._waiting) >= unsent))
+                future.set_exception(
+                    error(f"redis {self._label}: {reason}", maybe_executed=len(self._waiting) >= unsent)
+                )
         self._unsent.clear()
         self._retire(reason)
         self._paused = False
@@ -132,7 +130,7 @@ class Pipeline(asyncio.Protocol):
         """Wait for the replies still due, then close the connection."""
         if self._waiting and not self._closed:
             await asyncio.wait(list(self._waiting), timeout=self._timeout)
-        self.discard(f"{self._label}: the manager was closed")
+        self.discard("the manager was closed")
         await self._wire.closed()
 
     def drop(self) -> None:
@@ -156,11 +154,11 @@ class Pipeline(asyncio.Protocol):
                 elif not future.done():
                     future.set_result(reply)
         except Exception as error:
-            self.discard(f"{self._label} sent what is not an answer: {error!r}")
+            self.discard(f"what came is not an answer: {error!r}")
         if self._closed:
             return
         if self._retired and not waiting:
-            self.discard(f"{self._label} is not in service")
+            self.discard("not in service")
             return
         if self.full:
             self._admit()
@@ -168,7 +166,7 @@ class Pipeline(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._wire.lost()
-        self.discard(f"{self._label} closed the connection" + (f": {error}" if error else ""))
+        self.discard("the connection was closed" + (f": {error}" if error else ""))
 
     def pause_writing(self) -> None:
         self.full = self._paused = True
@@ -183,8 +181,8 @@ class Pipeline(asyncio.Protocol):
         self._stats.errors += not isinstance(reply, _REDIRECTION)
         error = reply
         if isinstance(reply, _OUT_OF_SERVICE):
-            reason = f"{self._label} is not in service: {getattr(reply, 'status_code', None) or ''} {reply}"
-            error = RedisUnavailable(f"redis {reason}")
+            reason = f"not in service: {getattr(reply, 'status_code', None) or ''} {reply}"
+            error = RedisUnavailable(f"redis {self._label}: {reason}")
             if not isinstance(reply, ClusterDownError):  # which is about a slot, not about the server
                 self._retire(reason)
         if not future.done():
@@ -226,7 +224,7 @@ class Pipeline(asyncio.Protocol):
             self._expired = True
             self._timer = self._loop.call_later(_GRACE, self._check)
         else:
-            self.discard(f"{self._label} did not answer within {self._timeout:g} s")
+            self.discard(f"no answer within {self._timeout:g} s")
 
     def _admit(self) -> None:
         """Wake the callers there is room for; of a lost connection, all, to look for another."""

@@ -10,7 +10,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from asgi_enhance.asgi.tasks import Tasks
-from asgi_enhance.redis.breaker import Breaker
+from asgi_enhance.redis.breaker import Backoff, Breaker
 from asgi_enhance.redis.node import Node
 from asgi_enhance.redis.stats import RedisStats
 from asgi_enhance.redis.subscribe import Subscription
@@ -43,10 +43,11 @@ class Plan:
         return Node(
             connect,
             label=label,
-            patience=self.connect_timeout,
-            timeout=self.command_timeout,
+            connect_timeout=self.connect_timeout,
+            command_timeout=self.command_timeout,
             max_in_flight=self.max_in_flight,
-            breaker=self._breaker(),
+            breaker=Breaker(self.breaker_threshold),
+            backoff=Backoff(self.probe_delay, self.max_probe_delay),
             stats=self.stats,
             tasks=tasks,
         )
@@ -58,14 +59,11 @@ class Plan:
             connect,
             label=label,
             silence=self.silence,
-            backoff=self._breaker(),
+            backoff=Backoff(self.probe_delay, self.max_probe_delay),
             stats=self.stats,
             tasks=tasks,
             on_moved=on_moved,
         )
-
-    def _breaker(self) -> Breaker:
-        return Breaker(threshold=self.breaker_threshold, first_delay=self.probe_delay, last_delay=self.max_probe_delay)
 
 
 class Session(Protocol):

@@ -11,7 +11,7 @@ from redis.exceptions import MovedError, RedisError
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
-from asgi_enhance.redis.breaker import Breaker
+from asgi_enhance.redis.breaker import Backoff
 from asgi_enhance.redis.stats import RedisStats
 from asgi_enhance.redis.subscribe import Subscription
 from asgi_enhance.redis.wire import NOTHING, Wire, pack
@@ -32,7 +32,7 @@ class Subscriber:
         connect: makes a connection, or raises `RedisUnavailable`.
         label: what the task is called.
         silence: seconds without a byte before the server is asked for one, and again before the connection is dropped.
-        backoff: a breaker, for its delays between attempts.
+        backoff: the delays between attempts to connect.
         stats: where to count.
         tasks: the owner of the task.
         on_moved: called when the server has dropped a sharded channel, because its slot moved.
@@ -44,7 +44,7 @@ class Subscriber:
         *,
         label: str,
         silence: float,
-        backoff: Breaker,
+        backoff: Backoff,
         stats: RedisStats,
         tasks: Tasks,
         on_moved: Callable[[], None] | None = None,
@@ -98,7 +98,7 @@ class Subscriber:
         try:
             while self.wanted:
                 if not await self._serve():
-                    await asyncio.sleep(self._backoff.next_probe(_rng))
+                    await asyncio.sleep(self._backoff.next(_rng))
         finally:
             self._task = None
 
@@ -120,7 +120,7 @@ class Subscriber:
                     subscription.unconfirm()
         self._stats.gaps += 1
         if listener.heard:
-            self._backoff.succeeded(0.0)
+            self._backoff.reset()
         return listener.heard
 
     # for the listener

@@ -1,20 +1,20 @@
-"""The breaker decides by failures in a row, and asks again at growing, jittered delays."""
+"""The breaker decides by failures in a row; the delays between attempts grow, with jitter."""
 
 from random import Random
 
 import pytest
 
-from asgi_enhance.redis.breaker import Breaker
+from asgi_enhance.redis.breaker import Backoff, Breaker
 
 
 def test_it_opens_at_the_threshold_and_says_so_once() -> None:
-    breaker = Breaker(threshold=3)
+    breaker = Breaker(3)
     assert [breaker.failed(now) for now in (1.0, 2.0, 3.0, 4.0)] == [False, False, True, False]
     assert breaker.is_open
 
 
 def test_a_success_forgets_the_failures_before_it() -> None:
-    breaker = Breaker(threshold=2)
+    breaker = Breaker(2)
     breaker.failed(1.0)
     assert breaker.succeeded(2.0) is None
     assert not breaker.failed(3.0)
@@ -22,7 +22,7 @@ def test_a_success_forgets_the_failures_before_it() -> None:
 
 
 def test_closing_tells_how_long_it_was_open() -> None:
-    breaker = Breaker(threshold=1)
+    breaker = Breaker(1)
     breaker.failed(10.0)
     assert breaker.succeeded(14.5) == pytest.approx(4.5)
     assert not breaker.is_open
@@ -30,17 +30,17 @@ def test_closing_tells_how_long_it_was_open() -> None:
 
 
 def test_delays_double_up_to_the_last_between_half_and_whole() -> None:
-    breaker = Breaker(first_delay=0.1, last_delay=0.5)
+    backoff = Backoff(0.1, 0.5)
     rng = Random(1)
-    delays = [breaker.next_probe(rng) for _ in range(6)]
+    delays = [backoff.next(rng) for _ in range(6)]
     for delay, whole in zip(delays, (0.1, 0.2, 0.4, 0.5, 0.5, 0.5), strict=True):
         assert whole / 2 <= delay <= whole
     assert len(set(delays[3:])) == 3
 
 
-def test_after_a_success_the_delays_begin_anew() -> None:
-    breaker = Breaker(threshold=1, first_delay=0.1, last_delay=5.0)
+def test_reset_begins_the_delays_anew() -> None:
+    backoff = Backoff(0.1, 5.0)
     for _ in range(5):
-        breaker.next_probe(Random(1))
-    breaker.succeeded(1.0)
-    assert breaker.next_probe(Random(1)) <= 0.1
+        backoff.next(Random(1))
+    backoff.reset()
+    assert backoff.next(Random(1)) <= 0.1

@@ -89,7 +89,7 @@ async def test_a_silent_connection_is_discarded_within_the_deadline_and_its_comm
         for result in results:
             assert isinstance(result, RedisUnavailable)
             assert result.maybe_executed
-            assert "did not answer within 0.1 s" in str(result)
+            assert "no answer within 0.1 s" in str(result)
         assert manager.stats.lost == 1
 
 
