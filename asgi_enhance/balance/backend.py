@@ -22,6 +22,7 @@ class Backend:
     id:              opaque name used in cookies and hashes. Default: a digest of the URL.
     max_connections: requests and WebSockets at the same time. Default: the balancer's limit.
     host:            value of `Host` for this backend instead of the balancer's policy. Default: none.
+    address:         IP address to connect to instead of resolving the URL's host. Default: none.
     tls:             context for `https`. Default: the system's trust store, host name verified.
     transport:       an `httpx2`/`httpx` `AsyncBaseTransport` to use for HTTP instead of the built-in client.
     """
@@ -32,6 +33,7 @@ class Backend:
     id: str = ""
     max_connections: int | None = None
     host: str | None = None
+    address: str | None = None
     tls: ssl.SSLContext | None = None
     transport: Any = None
     scheme: str = field(init=False)
@@ -63,7 +65,7 @@ class Backend:
         if port is not None and port != _PORTS[parts.scheme]:
             authority = f"{authority}:{port}"
         known = {
-            "id": self.id or blake2b(self.url.encode(), digest_size=8).hexdigest(),
+            "id": self.id or blake2b(self.name.encode(), digest_size=8).hexdigest(),
             "scheme": parts.scheme,
             "hostname": hostname,
             "port": port if port is not None else _PORTS[parts.scheme],
@@ -73,6 +75,11 @@ class Backend:
         }
         for name, value in known.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports and in calls that change it: its URL, and its address if that was given."""
+        return f"{self.url}@{self.address}" if self.address else self.url
 
     @staticmethod
     def of(value: "Backend | str") -> "Backend":
@@ -89,7 +96,7 @@ class Backend:
         if isinstance(values, str):
             values = [part for part in (part.strip() for part in values.split(",")) if part]
         backends = [Backend.of(value) for value in values]
-        urls = [backend.url for backend in backends]
+        urls = [backend.name for backend in backends]
         ids = [backend.id for backend in backends]
         for seen in (urls, ids):
             twice = next((one for one in seen if seen.count(one) > 1), None)
@@ -123,9 +130,9 @@ class Endpoint:
         "full_at",
         "id",
         "in_flight",
+        "name",
         "ramp_from",
         "requests",
-        "url",
         "verdicts",
         "weight",
         "window_failures",
@@ -135,7 +142,7 @@ class Endpoint:
     def __init__(self, backend: Backend, *, max_connections: int) -> None:
         self.backend = backend
         self.id = backend.id
-        self.url = backend.url
+        self.name = backend.name
         self.weight = backend.weight
         self.full_at = backend.max_connections or max_connections
         self.in_flight = 0
@@ -161,4 +168,4 @@ class Endpoint:
 
     def __repr__(self) -> str:
         state = "draining" if self.draining else "up" if self.checked else "down"
-        return f"<Endpoint {self.url} {state}, {self.in_flight} in flight>"
+        return f"<Endpoint {self.name} {state}, {self.in_flight} in flight>"

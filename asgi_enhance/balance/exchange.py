@@ -8,13 +8,16 @@ cancellation into the reason. A cancellation from outside stays a cancellation.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from asgi_enhance.asgi.types import Headers
 from asgi_enhance.balance.backend import Endpoint
 from asgi_enhance.balance.body import Body
 from asgi_enhance.balance.failure import ClientGone, Rejected, UpstreamFailure
 from asgi_enhance.balance.headers import RequestHead
+
+if TYPE_CHECKING:
+    from asgi_enhance.balance.runtime import Runtime
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
 """RFC 9110, 9.2.2: may be sent again when nobody knows whether the first got through."""
@@ -42,15 +45,9 @@ class Upstream(Protocol):
     def release(self, answer: Answer) -> None:
         """The exchange is over, at whatever point. Synchronous, so that nothing can cancel it."""
 
+    def close_idle(self) -> None: ...
+
     async def aclose(self) -> None: ...
-
-
-class Sweep(Protocol):
-    """Who looks after deadlines and clients that leave (`core.Runtime`)."""
-
-    def add(self, exchange: "Exchange") -> None: ...
-
-    def remove(self, exchange: "Exchange") -> None: ...
 
 
 class Exchange:
@@ -59,7 +56,6 @@ class Exchange:
     __slots__ = (
         "_cancelling",
         "_loop",
-        "_sweep",
         "_task",
         "answer",
         "body",
@@ -76,6 +72,7 @@ class Exchange:
         "path",
         "query",
         "reason",
+        "runtime",
         "sending",
         "sticky",
         "subprotocols",
@@ -87,7 +84,7 @@ class Exchange:
 
     def __init__(
         self,
-        sweep: Sweep,
+        runtime: "Runtime",
         *,
         method: str,
         path: bytes,
@@ -101,8 +98,8 @@ class Exchange:
         websocket: bool = False,
         subprotocols: Sequence[str] = (),
     ) -> None:
-        self._sweep = sweep
-        self._loop = asyncio.get_running_loop()
+        self.runtime = runtime
+        self._loop = runtime.loop
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self.method = method
@@ -129,28 +126,59 @@ class Exchange:
         self.done = False
 
     def __enter__(self) -> Self:
+        if self.reason is not None:
+            raise self.reason  # called off while it was detached
         task = asyncio.current_task()
         assert task is not None, "an exchange runs in a task"
         self._task = task
         self._cancelling = task.cancelling()
         self.progress()
-        self._sweep.add(self)
+        self.runtime.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            return  # detached
         self.finish(self.reason or error)
-        if self.reason is not None:
-            assert self._task is not None
-            if self._task.uncancel() <= self._cancelling and kind is not None:
-                raise self.reason from None
+        if self.reason is not None and task.uncancel() <= self._cancelling and kind is not None:
+            raise self.reason from None
+
+    def twin(self) -> "Exchange":
+        """The same request once more, for a second backend. It has no body left to send and no deadline of its own."""
+        return Exchange(
+            self.runtime,
+            method=self.method,
+            path=self.path,
+            query=self.query,
+            head=self.head,
+            body=self.body,
+            key=self.key,
+            sticky=self.sticky,
+            idle=self.idle,
+            limit=self.limit,
+        )
+
+    def swap(self, other: "Exchange") -> None:
+        """Change places with the twin: backend for backend."""
+        self.endpoint, other.endpoint = other.endpoint, self.endpoint
+        self.upstream, other.upstream = other.upstream, self.upstream
+
+    def detach(self) -> None:
+        """Outlive the `with` block: from here on a response owns the exchange, and enters it again to be sent."""
+        self._task = None
 
     def interrupt(self, reason: Exception) -> None:
         """End the exchange for this reason, wherever it is waiting."""
-        if self.reason is None and not self.done and self._task is not None:
-            self.reason = reason
+        if self.reason is not None or self.done:
+            return
+        self.reason = reason
+        if self._task is not None:
             self._task.cancel()
+        else:
+            self.finish(reason)
 
     def progress(self) -> None:
         """Something moved: the idle time begins anew."""
@@ -186,7 +214,7 @@ class Exchange:
         """The exchange is over."""
         if not self.done:
             self.done = True
-            self._sweep.remove(self)
+            self.runtime.remove(self)
             watcher, self.watcher = self.watcher, None
             if watcher is not None:
                 watcher.cancel()

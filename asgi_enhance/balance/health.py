@@ -124,13 +124,19 @@ class Roster:
         endpoint.verdicts += 1
         if endpoint.verdicts < (rise if good else fall):
             return False
+        self.judged(endpoint, good, now)
+        return True
+
+    def judged(self, endpoint: Endpoint, good: bool, now: float) -> None:
+        """Take a verdict of the active checks as it is."""
         endpoint.verdicts = 0
+        if good == endpoint.checked:
+            return
         endpoint.checked = good
         if good:
             endpoint.ramp_from = now
             endpoint.failed_in_a_row = 0
         self.changed()
-        return True
 
     def _look(self, now: float) -> None:
         """Once an interval: who is out of line with the others (success rate), or fails nearly always?"""

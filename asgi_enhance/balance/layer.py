@@ -1,5 +1,6 @@
 """`LoadBalanceApp`: the balancer as a complete ASGI app, run alone or mounted in another."""
 
+import logging
 from collections.abc import Iterable
 from typing import Unpack
 
@@ -11,9 +12,12 @@ from asgi_enhance.balance.core import LoadBalancer, Options
 from asgi_enhance.balance.exchange import Exchange
 from asgi_enhance.balance.failure import ClientGone, Rejected, Unavailable, UpstreamFailure, problem
 from asgi_enhance.balance.headers import HOP_BY_HOP
+from asgi_enhance.balance.response import stream
 from asgi_enhance.balance.runtime import Runtime
 from asgi_enhance.balance.websocket import proxy_websocket
 from asgi_enhance.errors import ConfigError
+
+logger = logging.getLogger("asgi_enhance.balance")
 
 _NOT_IN_TRAILERS = HOP_BY_HOP | {b"content-length", b"content-encoding", b"content-type", b"host", b"set-cookie"}
 
@@ -63,7 +67,8 @@ class LoadBalanceApp:
             with exchange:
                 await response.relay(exchange, runtime)
         except ClientGone:
-            return  # nobody is there to be answered
+            core.stats.clients_gone += 1
+            logger.info("499 the client left: %s %s", scope["method"], scope["path"])
         except (Rejected, Unavailable, UpstreamFailure) as error:
             if response.started:
                 raise  # all that is left is to cut the connection: the server does on an exception
@@ -87,40 +92,29 @@ class _Response:
     async def relay(self, exchange: Exchange, runtime: Runtime) -> None:
         if "http.response.early_hint" in self._extensions:
             exchange.on_interim = self._interim
-        send = self._send
-        answer = await self._core.forward(exchange, runtime)
+        core, send = self._core, self._send
+        answer = await core.dispatcher.forward(exchange, runtime)
         assert answer.status is not None
-        headers = self._core.rules.response(answer.status, answer.headers)
+        headers = core.rules.response(answer.status, answer.headers)
         trailers = self._wants_trailers(exchange, headers)
         start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
         if trailers:
             start["trailers"] = True
+        if core.sticky is not None:
+            core.stick(exchange, headers, self._scope)
         body = answer.take()
-        complete = answer.complete
-        sent_trailers = answer.trailers
-        if complete:
-            exchange.let_go()  # the backend is free for the next, however slow this client is
         self.started = True
-        exchange.sending = True
-        await send(start)
-        if not complete:
-            # an empty message first if there is no body yet: servers may keep the head back until there is one
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-            while True:
-                exchange.sending = False
-                exchange.progress()
-                body = await answer.read()
-                if answer.complete:
-                    break
-                exchange.sending = True
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            body += answer.take()
-            sent_trailers = answer.trailers
+        if answer.complete:
             exchange.let_go()
             exchange.sending = True
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send(start)
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+        else:
+            exchange.sending = True
+            await send(start)
+            await stream(exchange, answer, body, send)
         if trailers:
-            kept = [pair for pair in sent_trailers if pair[0] not in _NOT_IN_TRAILERS]
+            kept = [pair for pair in answer.trailers if pair[0] not in _NOT_IN_TRAILERS]
             await send({"type": "http.response.trailers", "headers": kept, "more_trailers": False})
 
     async def _interim(self, status: int, fields: Headers) -> None:

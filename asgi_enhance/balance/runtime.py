@@ -6,7 +6,7 @@ begins to watch for the client of an exchange that has lasted that long: most ar
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import NamedTuple
 
 from asgi_enhance.asgi.tasks import Tasks
@@ -36,6 +36,8 @@ class Runtime:
         self._make_upstream = make_upstream
         self._upstreams: dict[Endpoint, Upstream] = {}
         self._websockets: dict[Endpoint, Upstream] = {}
+        self._drains: dict[Endpoint, asyncio.Event] = {}
+        self._checks: dict[Endpoint, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._young: set[Exchange] = set()
 
@@ -46,12 +48,37 @@ class Runtime:
             upstream = upstreams[endpoint] = self._make_upstream(endpoint, self.tasks, websocket)
         return upstream
 
-    async def forget(self, endpoint: Endpoint) -> None:
-        """Close the way to a backend that has left."""
+    def watch(self, endpoint: Endpoint, checks: Coroutine[None, None, None]) -> None:
+        """Run the active checks of an endpoint for as long as it is here."""
+        self._checks[endpoint] = self.tasks.spawn(checks, name="balance-check")
+
+    async def retire(self, endpoint: Endpoint) -> None:
+        """Let an endpoint that has left finish, then forget it."""
+        check = self._checks.pop(endpoint, None)
+        if check is not None:
+            check.cancel()
+        await self.drain(endpoint)
         self._websockets.pop(endpoint, None)
         upstream = self._upstreams.pop(endpoint, None)
         if upstream is not None:
             await upstream.aclose()
+
+    async def drain(self, endpoint: Endpoint) -> None:
+        """Wait until nothing is in flight at an endpoint that gets nothing new, then close what it keeps open."""
+        if endpoint.in_flight:
+            await self._drains.setdefault(endpoint, asyncio.Event()).wait()
+        upstream = self._upstreams.get(endpoint)
+        if upstream is not None:
+            upstream.close_idle()
+
+    def drained(self, endpoint: Endpoint) -> None:
+        """Called as one after the other leaves an endpoint that is draining."""
+        if not endpoint.in_flight and endpoint in self._drains:
+            self._drains.pop(endpoint).set()
+
+    def websockets(self, endpoint: Endpoint) -> list[Exchange]:
+        """The WebSockets at an endpoint."""
+        return [one for one in self.active if one.websocket and one.endpoint is endpoint]
 
     def add(self, exchange: Exchange) -> None:
         self.active.add(exchange)

@@ -33,14 +33,14 @@ async def proxy_websocket(
         exchange = core.websocket_exchange(scope, receive, runtime)
         with exchange:
             exchange.watcher = runtime.tasks.spawn(relay.read_client(exchange), name="balance-websocket-client")
-            answer = await core.forward(exchange, runtime)
+            answer = await core.dispatcher.forward(exchange, runtime)
             assert isinstance(answer, WebSocketAnswer)
             if answer.status == 101:
                 await relay.read_backend(exchange, answer)
             else:
                 await relay.refuse(answer)
     except ClientGone:
-        return
+        core.stats.clients_gone += 1
     except Draining:
         await relay.close(GOING_AWAY, "")
     except (Rejected, Unavailable, UpstreamFailure) as error:
@@ -93,6 +93,8 @@ class _Relay:
         connection = answer.connection
         kept = self._core.rules.response(101, answer.headers)
         headers: Headers = [pair for pair in kept if not pair[0].startswith(_HANDSHAKE)]
+        if self._core.sticky is not None:
+            self._core.stick(exchange, headers, self._scope)
         self._answer = answer
         exchange.progress()
         await self._send({"type": "websocket.accept", "subprotocol": connection.subprotocol, "headers": headers})

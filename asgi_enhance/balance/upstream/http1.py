@@ -165,7 +165,9 @@ class Connection(asyncio.Protocol):
         return False
 
     def abort(self) -> None:
-        """Close at once. Idempotent."""
+        """Close at once. Idempotent. Whoever still reads is told."""
+        if self.busy and not self.complete and self.error is None:
+            self.error = UpstreamFailure("the exchange was called off", error="connection_terminated")
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()

@@ -35,7 +35,7 @@ class Http1Upstream:
         self._open: set[Connection] = set()
 
     def __repr__(self) -> str:
-        return f"<Http1Upstream {self._backend.url}: {len(self._open)} open, {len(self._idle)} idle>"
+        return f"<Http1Upstream {self._backend.name}: {len(self._open)} open, {len(self._idle)} idle>"
 
     async def open(self, exchange: "Exchange", *, fresh: bool = False) -> Connection:
         connection = None if fresh else self._take_idle()
@@ -71,12 +71,10 @@ class Http1Upstream:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    def close_idle(self, *, older_than: float = 0.0) -> None:
-        """Close what has been idle for so many seconds."""
-        limit = self._loop.time() - older_than
-        for connection in [one for one in self._idle if one.idle_since <= limit]:
-            self._idle.remove(connection)
-            self._close(connection)
+    def close_idle(self) -> None:
+        """Close what no exchange uses."""
+        while self._idle:
+            self._close(self._idle.pop())
 
     async def aclose(self) -> None:
         for connection in list(self._open):
@@ -104,7 +102,7 @@ class Http1Upstream:
             async with asyncio.timeout(self._timeouts.connect):
                 await self._loop.create_connection(
                     lambda: connection,
-                    backend.hostname,
+                    backend.address or backend.hostname,
                     backend.port,
                     ssl=self._tls,
                     server_hostname=backend.hostname if self._tls else None,

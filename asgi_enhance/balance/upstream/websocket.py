@@ -84,6 +84,9 @@ class WebSocketUpstream:
         assert isinstance(answer, WebSocketAnswer)
         _abort(answer.connection)
 
+    def close_idle(self) -> None:
+        """Nothing is kept between exchanges."""
+
     async def aclose(self) -> None:
         """Nothing is kept between exchanges."""
 
@@ -93,7 +96,7 @@ class WebSocketUpstream:
             async with asyncio.timeout(self._timeouts.connect):
                 await asyncio.get_running_loop().create_connection(
                     lambda: connection,
-                    backend.hostname,
+                    backend.address or backend.hostname,
                     backend.port,
                     ssl=self._tls,
                     server_hostname=backend.hostname if self._tls else None,

@@ -1,0 +1,98 @@
+"""Active health checks: one loop a backend, a GET on a connection of its own, redirects not followed.
+
+With a `Shared` board (Redis) only the holder of a backend's lease asks it; the others take its verdict while that is
+fresh, and ask themselves when it is not. Good news from elsewhere is believed only after a good check of one's own.
+"""
+
+import asyncio
+import random
+from typing import Protocol
+
+from asgi_enhance.balance.backend import Backend, Endpoint
+from asgi_enhance.balance.health import Roster
+from asgi_enhance.balance.options import HealthCheck
+from asgi_enhance.balance.upstream.http1 import Connection
+from asgi_enhance.balance.upstream.pool import tls_of
+
+JITTER = 0.2
+MAX_BODY = 65_536
+MAX_HEAD = 16_384
+
+
+class Board(Protocol):
+    """Where gateways share what their checks found. Never raises: without Redis nobody leads and nothing is known."""
+
+    async def leads(self, endpoint: Endpoint) -> bool:
+        """Whether this gateway is the one to ask the backend now."""
+
+    async def tell(self, endpoint: Endpoint) -> None:
+        """Publish the verdict."""
+
+    async def verdict(self, endpoint: Endpoint) -> bool | None:
+        """The leader's verdict while it is fresh."""
+
+
+async def watch(
+    endpoint: Endpoint, check: HealthCheck, roster: Roster, rng: random.Random, board: Board | None
+) -> None:
+    """Check one backend for ever."""
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(check.interval * rng.random() * JITTER)
+    while True:
+        told = None
+        leads = board is None or await board.leads(endpoint)
+        if board is not None and not leads:
+            told = await board.verdict(endpoint)
+        if told is False:
+            roster.judged(endpoint, False, loop.time())
+        elif told is None or not endpoint.checked:
+            good = await probe(endpoint.backend, check)
+            rise = 1 if told else check.rise
+            roster.checked(endpoint, good, loop.time(), rise=rise, fall=check.fall, uneject=check.uneject)
+            if board is not None and leads:
+                await board.tell(endpoint)
+        pause = check.fast if endpoint.verdicts else check.interval
+        await asyncio.sleep(pause * (1 + JITTER * (2 * rng.random() - 1)))
+
+
+async def probe(backend: Backend, check: HealthCheck) -> bool:
+    """One check: does the backend answer the path in time with a status that is expected?"""
+    loop = asyncio.get_running_loop()
+    connection = Connection(loop, _Nobody(), max_head=MAX_HEAD)
+    host = (check.host or backend.host or backend.authority.decode()).encode()
+    request = b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % (
+        backend.target(*_split(check.path)),
+        host,
+    )
+    try:
+        async with asyncio.timeout(check.timeout):
+            await loop.create_connection(
+                lambda: connection,
+                backend.address or backend.hostname,
+                backend.port,
+                ssl=(tls := tls_of(backend)),
+                server_hostname=backend.hostname if tls else None,
+            )
+            connection.begin(request, to_head=False, whole=True)
+            while connection.status is None:
+                await connection.progress()
+            size = 0
+            while size <= MAX_BODY and (piece := await connection.read()):
+                size += len(piece)
+            return connection.status in check.expect
+    except Exception:
+        return False
+    finally:
+        connection.abort()
+
+
+def _split(path: str) -> tuple[bytes, bytes]:
+    before, _, query = path.encode().partition(b"?")
+    return before, query
+
+
+class _Nobody:
+    """A connection for one check has no pool."""
+
+    def lost(self, connection: Connection) -> None:
+        pass
