@@ -168,6 +168,7 @@ class Exchange:
 
     def detach(self) -> None:
         """Outlive the `with` block: from here on a response owns the exchange, and enters it again to be sent."""
+        self.progress()
         self._task = None
 
     def interrupt(self, reason: Exception) -> None:

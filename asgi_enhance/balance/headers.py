@@ -55,6 +55,7 @@ class Forwarding:
 
     trusted:     networks of proxies in front whose X-Forwarded-*, Forwarded and hint fields are believed and
                  extended; `"unix"` for UNIX sockets. Everybody else's are removed. Default: nobody.
+    hops:        instead of networks: the number of proxies in front, each of which adds one entry. Default: none.
     host:        `"preserve"` the client's Host (default) or `"rewrite"` it to the backend's authority.
     x_forwarded: send X-Forwarded-For, -Proto and -Host. Default: True.
     forwarded:   send Forwarded (RFC 7239). Default: False.
@@ -67,6 +68,7 @@ class Forwarding:
     """
 
     trusted: Iterable[str] = ()
+    hops: int | None = None
     host: Literal["preserve", "rewrite"] = "preserve"
     x_forwarded: bool = True
     forwarded: bool = False
@@ -103,7 +105,7 @@ class HeaderRules:
 
     def __init__(self, forwarding: Forwarding) -> None:
         self.forwarding = forwarding
-        self.client_address = ClientAddress(forwarding.trusted)
+        self.client_address = ClientAddress(forwarding.trusted, hops=forwarding.hops)
         self._via = forwarding.via.encode()
         self._via_line = (b"via", b"1.1 " + self._via)
         dropped = {b"date", b"server"} if forwarding.server_fields == "drop" else set()
@@ -204,7 +206,7 @@ class HeaderRules:
         if via:
             fields.extend((b"via", value) for value in via)
         fields.append(self._via_line)
-        trusted = self.client_address.trusts(peer)
+        trusted = self.forwarding.hops is not None or self.client_address.trusts(peer)
         if trusted:
             fields.extend(hints)
         if self.forwarding.x_forwarded:

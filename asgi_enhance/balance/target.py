@@ -13,7 +13,7 @@ from asgi_enhance.balance.failure import Rejected
 
 # control characters, space, `#` (a fragment) and DEL have no place in a request target (RFC 9112, 3.2)
 _ILLEGAL = re.compile(rb"[\x00-\x20#\x7f]")
-_MAYBE_DOTS = re.compile(rb"/(?:\.|%2e)|[\\]|%5c", re.IGNORECASE)
+_MAYBE_DOTS = re.compile(rb"(?:/|%2f|\\|%5c)(?:\.|%2e)", re.IGNORECASE)
 _PAIR = re.compile(rb"(?:[^%;]|%[0-9A-Fa-f]{2})*\Z")
 
 MAX_PAIRS = 10_000

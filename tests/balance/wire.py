@@ -210,7 +210,7 @@ async def connect(port: int) -> AsyncIterator[Wire]:
     try:
         yield wire
     finally:
-        writer.close()
+        writer.transport.abort()  # a polite close would wait for whoever does not read
         with suppress(ConnectionError):
             await writer.wait_closed()
 
@@ -218,7 +218,9 @@ async def connect(port: int) -> AsyncIterator[Wire]:
 @asynccontextmanager
 async def serve(app: ASGIApp, *, http: str = "httptools", **options: Any) -> AsyncIterator[int]:
     """The app behind uvicorn's own protocols, in this very loop and without its half-second clock; gives the port."""
-    config = uvicorn.Config(app, http=http, lifespan="off", log_config=None, access_log=False, **options)
+    config = uvicorn.Config(
+        app, http=http, lifespan="off", log_config=None, access_log=False, proxy_headers=False, **options
+    )
     config.load()
     state = ServerState()
     state.default_headers = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"), (b"server", b"uvicorn")]

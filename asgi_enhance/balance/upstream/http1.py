@@ -193,6 +193,7 @@ class Connection(asyncio.Protocol):
             self.abort()  # nobody asked
             self._owner.lost(self)
             return
+        waiting = self.status is None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -201,13 +202,14 @@ class Connection(asyncio.Protocol):
             if not self.complete:
                 self.fail(UpstreamFailure(f"the backend's response is not HTTP/1.1: {error}", error=_PROTOCOL_ERROR))
                 return
-        if self.status is None:
+        if waiting:
             self._seen += len(data)
-            if self._seen > self._max_head:
+            if self._seen - self._size > self._max_head:
+                self.status, self.complete = None, False
                 text = f"the backend's response head is larger than {self._max_head} bytes"
                 self.fail(UpstreamFailure(text, error="http_response_header_section_size"))
                 return
-        elif self._size > HIGH_WATER and not self._reading_paused and self._transport is not None:
+        if self._size > HIGH_WATER and not self._reading_paused and self._transport is not None:
             self._reading_paused = True
             self._transport.pause_reading()
         waiter = self._awaiting

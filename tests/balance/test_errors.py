@@ -1,0 +1,234 @@
+"""Behaviours 73–82: what the client is told when it goes wrong, and what is left behind when it goes away."""
+
+import asyncio
+import json
+import logging
+import socket
+from contextlib import suppress
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+
+from asgi_enhance.balance import Limits, LoadBalanceApp, LoadBalancer, Retries, Timeouts
+from asgi_enhance.testing.driver import http_scope
+from asgi_enhance.testing.live import free_port
+from tests.balance.wire import OK, ScriptedBackend, Wire, ask, connect, front, get, serve, until
+
+HALF = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"
+
+
+async def silent(wire: Wire) -> None:
+    """Read a request and never answer."""
+    await wire.head()
+    await wire.rest()
+
+
+async def streaming(wire: Wire) -> None:
+    """Begin an answer and never end it."""
+    await wire.head()
+    await wire.send(HALF)
+    await wire.rest()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_73_a_connection_lost_before_the_head_is_a_502(http: str, reset: bool) -> None:
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        if reset:
+            wire.reset()
+
+    async with front(answer, http) as (backend, port):
+        assert (await ask(port, get(method=b"POST"))).status == 502
+        assert backend.core.in_flight == 0
+
+
+async def test_73_a_head_that_does_not_come_is_a_504(http: str) -> None:
+    async with front(silent, http, timeouts=Timeouts(first_byte=0.1)) as (backend, port):
+        assert (await ask(port, get())).status == 504
+        await until(lambda: backend.wires[0].reader.at_eof())
+        assert len(backend.wires) == 1
+
+
+async def test_73_a_connect_that_hangs_is_a_504(http: str) -> None:
+    async with _FullListener() as port_of_backend:
+        app = LoadBalanceApp([f"http://127.0.0.1:{port_of_backend}"], timeouts=Timeouts(connect=0.05))
+        async with serve(app, http=http) as port:
+            assert (await ask(port, get())).status == 504
+
+
+async def test_73_a_queue_that_is_too_slow_or_full_is_a_503_with_retry_after(http: str) -> None:
+    limits = Limits(max_connections=1, max_queue=1)
+    async with front(silent, http, limits=limits, timeouts=Timeouts(queue=0.2)) as (backend, port):
+        async with connect(port) as first, connect(port) as second, connect(port) as third:
+            await first.send(get())
+            await until(lambda: backend.core.in_flight == 1)
+            await second.send(get())
+            await until(lambda: backend.core.stats.queued == 1)
+            await third.send(get())
+            for client in (third, second):
+                answer = await client.message()
+                assert (answer.status, answer.one(b"retry-after")) == (503, b"1")
+        await until(lambda: backend.core.in_flight == 0)
+
+
+async def test_73_who_waits_in_the_queue_is_served_when_a_slot_is_free(http: str) -> None:
+    go = asyncio.Event()
+
+    async def answer(wire: Wire) -> None:
+        while True:
+            await wire.head()
+            await go.wait()
+            await wire.send(OK)
+
+    async with front(answer, http, limits=Limits(max_connections=1)) as (backend, port):
+        async with connect(port) as first, connect(port) as second:
+            await first.send(get())
+            await until(lambda: backend.core.in_flight == 1)
+            await second.send(get())
+            await until(lambda: backend.core.stats.queued == 1)
+            go.set()
+            assert [(await client.message()).status for client in (first, second)] == [200, 200]
+        assert backend.core.in_flight == 0
+
+
+async def test_74_a_problem_shows_nothing_of_the_inside(http: str) -> None:
+    dead = free_port()
+    async with serve(LoadBalanceApp([f"http://127.0.0.1:{dead}"]), http=http) as port:
+        answer = await ask(port, get())
+    assert answer.one(b"content-type") == b"application/problem+json"
+    assert json.loads(answer.body)["status"] == 502
+    assert b"127.0.0.1" not in answer.raw + answer.body
+    assert answer.one(b"proxy-status") is None
+
+
+async def test_75_the_total_deadline_covers_all_retries(http: str) -> None:
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        await asyncio.sleep(0.15)
+
+    timeouts = Timeouts(total=0.25)
+    async with front(answer, http, timeouts=timeouts, retries=Retries(attempts=100)) as (_, port):
+        async with asyncio.timeout(2):
+            assert (await ask(port, get())).status == 504
+
+
+async def test_76_a_stream_that_stands_still_is_cut_and_one_that_moves_is_not(http: str) -> None:
+    async def ticking(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n")
+        for _ in range(8):
+            await asyncio.sleep(0.08)
+            await wire.send(b".")
+
+    async with front(ticking, http, timeouts=Timeouts(idle=0.3)) as (_, port):
+        assert (await ask(port, get())).body == b"........"
+    async with front(streaming, http, timeouts=Timeouts(idle=0.2)) as (backend, port), connect(port) as client:
+        await client.send(get())
+        await client.head()
+        assert await client.rest() == b"half"
+        assert backend.core.in_flight == 0
+
+
+@pytest.mark.parametrize("answer", [silent, streaming], ids=["77_before_the_head", "78_in_mid_stream"])
+async def test_when_the_client_leaves_the_backend_is_let_go_within_a_second(http: str, answer: object) -> None:
+    async with front(answer, http) as (backend, port):  # type: ignore[arg-type]
+        async with connect(port) as client:
+            await client.send(get())
+            await until(lambda: backend.core.in_flight == 1)
+            if answer is streaming:
+                await client.head()
+        await until(lambda: backend.wires[0].reader.at_eof() and backend.core.in_flight == 0, within=1)
+        assert backend.core.stats.clients_gone == 1
+
+
+async def test_79_a_client_that_leaves_is_no_failure_of_the_backend_and_logged_as_499(
+    http: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "asgi_enhance.balance"):
+        async with front(silent, http) as (backend, port):
+            async with connect(port) as client:
+                await client.send(get())
+                await until(lambda: backend.core.in_flight == 1)
+            await until(lambda: backend.core.in_flight == 0)
+            await until(lambda: "499" in caplog.text)
+            assert backend.core.stats.backend_failures == 0
+            assert backend.core.endpoints[0].failed_in_a_row == 0
+
+
+async def test_80_ten_plain_requests_pass_after_a_cold_pool_was_cancelled_two_hundred_times(http: str) -> None:
+    async with front(http=http, limits=Limits(max_connections=10)) as (backend, port):
+
+        async def leave(after: float) -> None:
+            with suppress(ConnectionError):
+                async with connect(port) as client:
+                    await client.send(get())
+                    await asyncio.sleep(after)
+
+        for _ in range(10):
+            await asyncio.gather(*(leave(number / 2000) for number in range(20)))
+        await until(lambda: backend.core.in_flight == 0)
+        assert [(await ask(port, get())).status for _ in range(10)] == [200] * 10
+
+
+async def test_81_a_response_that_is_never_sent_frees_the_backend() -> None:
+    messages = [{"type": "http.request"}]
+
+    async def receive() -> dict[str, str]:
+        if not messages:
+            await asyncio.sleep(60)
+        return messages.pop()
+
+    balancer = LoadBalancer(timeouts=Timeouts(idle=0.1))
+    async with ScriptedBackend(streaming) as backend, balancer:
+        balancer.add_backend(backend.url)
+        response = await balancer.forward_request(Request(http_scope(), receive))
+        assert (response.status_code, balancer.in_flight) == (200, 1)
+        await until(lambda: balancer.in_flight == 0)
+        await until(lambda: backend.wires[0].reader.at_eof())
+
+
+class _Base(BaseHTTPMiddleware):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+
+async def test_82_it_works_mounted_under_base_http_middleware(http: str) -> None:
+    async with ScriptedBackend() as backend:
+        app = LoadBalanceApp([backend.url])
+        site = Starlette(routes=[Mount("/api", app)], middleware=[Middleware(_Base)])
+        async with serve(site, http=http) as port:
+            for _ in range(3):
+                assert (
+                    await ask(port, get(b"/api/x", b"Content-Length: 3", method=b"POST", body=b"abc"))
+                ).body == b"ok"
+            assert app.core.in_flight == 0
+        await app.core.close()
+        assert [request.body for request in backend.requests] == [b"abc"] * 3
+
+
+class _FullListener:
+    """A port whose backlog is full, so that a connect hangs."""
+
+    async def __aenter__(self) -> int:
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(0)
+        address = self.listener.getsockname()
+        self.others = []
+        for _ in range(4):
+            other = socket.socket()
+            other.setblocking(False)
+            with suppress(BlockingIOError):
+                other.connect(address)
+            self.others.append(other)
+        port: int = address[1]
+        return port
+
+    async def __aexit__(self, *_: object) -> None:
+        for one in (*self.others, self.listener):
+            one.close()
