@@ -82,16 +82,8 @@ def busy(redis: RedisManager, backends: list[str]) -> tuple[ASGIApp, MetricsColl
     app = RateLimitMiddleware(app, rules=rules, default=None, limiter=limiter)
 
     def states() -> dict[str, dict[str, Any]]:
-        now = asyncio.get_running_loop().time()
-        return {
-            one.url: {
-                "state": "draining" if one.draining else "up" if balancer.core.roster.available(one, now) else "down",
-                "in_flight": one.in_flight,
-                "requests": one.requests,
-                "failures": one.failures,
-            }
-            for one in balancer.core.roster.endpoints
-        }
+        told = ("state", "in_flight", "requests", "failures")
+        return {url: {key: one[key] for key in told} for url, one in balancer.core.report().items()}
 
     collector.watch("cache", cached.stats, gauges=("entries", "bytes"))
     collector.watch("ratelimit", limiter.stats)
