@@ -52,6 +52,7 @@ class MetricsMiddleware:
             raise ConfigError(f"path must begin with a slash and not end with one, not {path!r}")
         self.app = app
         self.collector = MetricsCollector(redis=redis) if collector is None else collector
+        self.collector.table.routes.watch(app)
         endpoint = Endpoint(self.collector, allow=allow)
         self._others: dict[str, ASGIApp] = dict.fromkeys((exclude,) if isinstance(exclude, str) else exclude, app)
         if path is not None:

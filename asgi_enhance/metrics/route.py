@@ -4,10 +4,13 @@ Routers write what they decided into the scope: Starlette and FastAPI the endpoi
 is looked up in a map of the whole tree of routes, made once: mounts, included routers and sub-apps contribute their
 prefixes. Where an endpoint is declared more than once, the path is held against the patterns of its places. What
 a framework keeps to itself (Quart, Falcon, Django), a hook of `asgi_enhance.metrics.hooks` writes to `scope[HOOK]`.
+What never reached the router (a cache hit, a refusal of the rate limiter) is named by the routes that it would have
+been held against there.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from re import Pattern
 from typing import Any
 
@@ -19,6 +22,9 @@ UNMATCHED = "<unmatched>"
 
 MOST_TREES = 16
 """Router trees that are remembered; more means that somebody builds apps by the request."""
+
+MOST_PATHS = 4096
+"""Paths answered before they were routed whose template is remembered."""
 
 _DEEPEST = 32
 
@@ -75,6 +81,11 @@ class Routes:
 
     def __init__(self) -> None:
         self._trees: dict[int, _Tree] = {}
+        self._apps: list[_Unrouted] = []
+
+    def watch(self, app: Any) -> None:
+        """Name what is answered before it reaches the router of this app, too."""
+        self._apps.append(_Unrouted(app))
 
     def name(self, scope: Scope) -> tuple[str, bool]:
         """The template, and whether it follows from the endpoint (or the template in the scope) alone."""
@@ -82,6 +93,10 @@ class Routes:
         inner = scope.get("path_template")
         if inner is None:
             inner = scope.get(HOOK)
+        if endpoint is None and inner is None and "router" not in scope:
+            for unrouted in self._apps:
+                if unrouted.routes:
+                    return unrouted.name(scope), False
         if endpoint is None or "router" not in scope:
             return self._without_router(scope, inner)
         prefix = _litestar_mount(scope) if scope.get("path_template") == "" else ""
@@ -116,6 +131,30 @@ class Routes:
                 self._trees.clear()
             tree = self._trees[id(router)] = _Tree(router)
         return tree
+
+
+class _Unrouted:
+    """The routes of an app, for requests that are answered before they reach it."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._names: dict[str, str] = {}
+
+    @cached_property
+    def routes(self) -> list[Any] | None:
+        """Asked for at the first request, when every framework has put its app together."""
+        return _routes_of(self._app)
+
+    def name(self, scope: Scope) -> str:
+        path = _path_at_router(scope)
+        name = self._names.get(path)
+        if name is None:
+            places = (place for _, place in _walk(self.routes or (), "", (), 0))
+            name = next((place.template for place in places if place.covers(path)), UNMATCHED)
+            if len(self._names) >= MOST_PATHS:
+                self._names.clear()
+            self._names[path] = name
+        return name
 
 
 def _walk(

@@ -1,5 +1,6 @@
 """Every order of the four wrapping layers works; what an order means may differ, whether it is right may not."""
 
+import re
 from collections.abc import AsyncIterator
 from itertools import permutations
 from typing import Any
@@ -96,3 +97,20 @@ def find_processor(app: Any) -> Any:
     while not hasattr(app, "processor"):
         app = app.app
     return app.processor
+
+
+async def test_what_is_answered_before_it_is_routed_is_counted_by_route_as_well(backend_url: str) -> None:
+    inner = everything(backend_url)
+    app = stack(inner, "metrics", "limit", "broadcast", "cache")
+    for path in ("/page", "/page", "/limited", "/limited", "/limited", "/nowhere"):
+        await request(app, path)
+    counted = re.findall(
+        r'duration_seconds_count\{.*http_route="([^"]*)",http_response_status_code="(\d+)".*\} (\d+)',
+        (await request(app, "/metrics")).body.decode(),
+    )
+    assert sorted(counted) == [
+        ("/limited", "200", "2"),
+        ("/limited", "429", "1"),
+        ("/page", "200", "2"),
+        ("<unmatched>", "404", "1"),
+    ]
