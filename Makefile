@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench conformance clean
 
 demo: $(READY)            ## the tour: the whole stack on real traffic
 	@$(BIN)/python -m asgi_enhance demo
@@ -20,8 +20,11 @@ check: $(READY)           ## lint, format and types
 bench: $(VENV)-bench/.ready  ## the benchmarks, beside the peers they name (these live in an environment of their own)
 	@$(VENV)-bench/bin/python -m benchmarks $(ARGS)
 
+conformance: $(READY)     ## the public HTTP cache tests against CacheMiddleware (needs node and npm)
+	@$(BIN)/python -m benchmarks.conformance $(ARGS)
+
 clean:
-	@rm -rf $(VENV) $(VENV)-bench .mypy_cache .ruff_cache .pytest_cache dist
+	@rm -rf $(VENV) $(VENV)-bench $(VENV)-conformance .mypy_cache .ruff_cache .pytest_cache dist
 
 # pip makes its own way into the environment: Debian's python3 has venv but no ensurepip,
 # and pip learned --group only in 25.1.

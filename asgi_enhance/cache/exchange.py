@@ -54,7 +54,6 @@ class Exchange:
         "_validating",
         "_why",
         "_withheld",
-        "_wrong_304",
     )
 
     def __init__(self, layer: "CacheMiddleware", scope: Scope, receive: Receive, send: Send, request: Request) -> None:
@@ -69,6 +68,7 @@ class Exchange:
         self._why = "uri-miss"
         self._collapsed: bool | None = None
         self._flight: Flight[Entry] | None = None
+        self._fetch: Fetch | None = None
 
     async def run(self, entry: Entry | None) -> None:
         layer, request = self._layer, self._request
@@ -213,32 +213,29 @@ class Exchange:
 
     async def _forward(self) -> None:
         layer, cache, request = self._layer, self._cache, self._request
-        validating = self._entry is not None and request.method == "GET" and bool(conditional.validators(self._entry))
+        self._validating = (
+            self._entry is not None and request.method == "GET" and bool(conditional.validators(self._entry))
+        )
         if self._entry is not None:
             layer.stats.validations += 1
         else:
             layer.stats.misses += 1
-        self._wrong_304 = True
-        while self._wrong_304:
-            self._wrong_304 = self._withheld = self._started = False
-            self._validating = validating
-            self._copy: BodyCopy | None = None
-            self._draft: Entry | None = None
-            self._requested, self._timer = cache.clock(), time.perf_counter()
-            self._fetch: Fetch = await cache.fetch(request)
-            try:
-                await layer.app(self._inner_scope(), self._receive, self._on_message)
-            except Exception as error:
-                if self._flight is not None:
-                    self._flight.fail()
-                if self._withheld:  # the client has been answered; whoever calls should still hear of it
-                    raise
-                if self._started or not await self._excuse(None):
-                    raise
-                logger.error("the app failed; a stale response was served instead", exc_info=error)
-            finally:
-                cache.fetched(self._fetch)
-            validating = False
+        self._withheld = self._started = False
+        self._copy: BodyCopy | None = None
+        self._draft: Entry | None = None
+        self._requested, self._timer = cache.clock(), time.perf_counter()
+        self._fetch = fetch = await cache.fetch(request)
+        try:
+            await layer.app(self._inner_scope(), self._receive, self._on_message)
+        except Exception as error:
+            if self._flight is not None:
+                self._flight.fail()
+            # Who has had an answer gets no second one; whoever calls should still hear of the failure
+            if self._withheld or self._started or not await self._excuse(None):
+                raise
+            logger.error("the app failed; a stale response was served instead", exc_info=error)
+        finally:
+            cache.fetched(fetch)
 
     def _inner_scope(self) -> Scope:
         if self._request.method != "GET":
@@ -268,12 +265,8 @@ class Exchange:
         code: int = message["status"]
         headers: Headers = list(message.get("headers", ()))
         if code == 304 and self._validating:
-            assert self._entry is not None
             self._withheld = True
-            if conditional.selects(self._entry, headers):
-                await self._freshen(headers)
-            else:
-                self._wrong_304 = True
+            await self._freshen(headers)
             return
         if code in ERRORS and await self._excuse(code):
             self._withheld = True
@@ -288,7 +281,7 @@ class Exchange:
         verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
         detail = None
         if isinstance(verdict, Refusal):
-            self._layer.stats.refused += 1
+            self._layer.stats.refused += self._request.method == "GET"
             detail = verdict.reason
             if self._flight is not None:
                 self._flight.alone()
@@ -327,6 +320,7 @@ class Exchange:
 
     async def _keep(self, entry: Entry) -> None:
         entry.render_time = time.perf_counter() - self._timer
+        assert self._fetch is not None
         kept = await self._cache.store(self._request, entry, self._fetch)
         if self._flight is not None:
             usable = not self._fetch.void and self._cache.clock() < entry.fresh_until
@@ -372,6 +366,7 @@ class Exchange:
         if isinstance(entry, Entry):
             entry.body = old.body
             entry.headers = _with_length(entry, old.body)
+            assert self._fetch is not None
             await self._cache.store(self._request, entry, self._fetch)
 
     # -- telling --------------------------------------------------------------------------------------------------
@@ -393,16 +388,25 @@ class Exchange:
         """An unsafe method: the app decides, and what it changes goes before the client hears of it."""
         self._why = "method"
 
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                code, headers = message["status"], list(message.get("headers", ()))
-                if keys := invalidation.keys(self._request, code, headers):
-                    await self._cache.invalidate(keys)
-                if groups := invalidation.groups(self._request, code, headers):
-                    await self._cache.purge(tags=groups)
-            await self._tell(message)
+        self._withheld = self._started = self._validating = False
+        self._copy, self._draft = None, None
+        self._requested, self._timer = self._cache.clock(), time.perf_counter()
+        try:
+            await self._layer.app(self._scope, self._receive, self._on_written)
+        finally:
+            if self._fetch is not None:
+                self._cache.fetched(self._fetch)
 
-        await self._layer.app(self._scope, self._receive, send)
+    async def _on_written(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            code, headers = message["status"], list(message.get("headers", ()))
+            if keys := invalidation.keys(self._request, code, headers):
+                await self._cache.invalidate(keys)
+            if groups := invalidation.groups(self._request, code, headers):
+                await self._cache.purge(tags=groups)
+            if self._request.method == "POST":
+                self._fetch = await self._cache.fetch(self._request)
+        await self._on_message(message)
 
 
 MAX_FLIGHTS = 3

@@ -45,6 +45,8 @@ class CacheMiddleware:
     risky_headers: request fields that are in no key but that apps may act upon: with one of them nothing is stored.
     honour:     the request directives that are listened to, of max-age, max-stale, min-fresh, no-cache, no-store and
                 only-if-cached. Default: those with which a client cannot make the app work.
+    invalid_age: an Age that cannot be read, or is more than one, is ignored as RFC 9111 5.1 advises ("ignore"), or
+                taken as a sign that the response may be of any age ("stale").
     collapse:   whether requests for the same thing wait for one call of the app. Default True.
     early:      XFetch's beta: entries are renewed ahead of time, the likelier the dearer they were. 1.0 is usual.
                 Default 0: off.
@@ -76,6 +78,7 @@ class CacheMiddleware:
         cookies: Literal["explicit", "ignore"] = "explicit",
         risky_headers: Iterable[str] | None = None,
         honour: Iterable[str] = ("max-stale", "no-store", "only-if-cached"),
+        invalid_age: Literal["ignore", "stale"] = "ignore",
         collapse: bool = True,
         early: float = 0.0,
         jitter: float = 0.0,
@@ -93,6 +96,8 @@ class CacheMiddleware:
             raise ConfigError(f"set_cookie must be 'refuse', 'strip' or 'store', not {set_cookie!r}")
         if cookies not in ("explicit", "ignore"):
             raise ConfigError(f"cookies must be 'explicit' or 'ignore', not {cookies!r}")
+        if invalid_age not in ("ignore", "stale"):
+            raise ConfigError(f"invalid_age must be 'ignore' or 'stale', not {invalid_age!r}")
         for name, fraction in (("heuristic", heuristic), ("jitter", jitter)):
             if not 0.0 <= fraction <= 1.0:
                 raise ConfigError(f"{name} must be between 0 and 1, not {fraction!r}")
@@ -117,6 +122,7 @@ class CacheMiddleware:
             max_body=max_body,
             max_vary=max_vary,
             jitter=jitter,
+            invalid_age=invalid_age,
             honour=frozenset(honour),
             encodings=tuple(_names(encodings)),
         )

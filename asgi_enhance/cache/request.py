@@ -6,7 +6,7 @@ entry only if they are the same URL: `/a%2Fb` is not `/a/b`, `/a/` is not `/a`, 
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from urllib.parse import quote
+from urllib.parse import quote, urljoin, urlsplit
 
 from asgi_enhance.asgi.types import RawHeaders, Scope
 from asgi_enhance.cache.policy.fields import Directives, cache_control
@@ -131,3 +131,17 @@ def digest(key: Sequence[bytes | None]) -> str:
     for part in key:
         state.update(b"-" if part is None else b"%d:" % len(part) + part)
     return state.hexdigest()
+
+
+def resolved(base: Key, reference: bytes) -> Key | None:
+    """The key of a URI reference, or None if it leads to another origin."""
+    namespace, scheme, host, path, query = base
+    here = (scheme + b"://" + host + path + (b"?" + query if query else b"")).decode("latin-1")
+    try:
+        there = urlsplit(urljoin(here, reference.decode("latin-1").strip()))
+    except ValueError:
+        return None
+    origin = (there.scheme.lower().encode("latin-1"), there.netloc.lower().encode("latin-1"))
+    if origin != (scheme, host):
+        return None
+    return namespace, scheme, host, there.path.encode("latin-1") or b"/", there.query.encode("latin-1")

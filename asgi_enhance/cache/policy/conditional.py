@@ -1,7 +1,7 @@
 """304 or not; what to ask the app; what a 304 changes (RFC 9111 4.3, RFC 9110 13).
 
 - If-None-Match comes before If-Modified-Since (RFC 9110 13.2.2) and compares weakly (13.1.2).
-- A 304 may freshen a stored response only if their validators agree (RFC 9111 4.3.4).
+- A 304 freshens the one stored response that was asked about, since its validators alone were sent (RFC 9111 4.3.4).
 - A 304 replaces the stored fields it brings, except those that describe the stored body (RFC 9111 3.2).
 """
 
@@ -69,15 +69,6 @@ def asking(headers: RawHeaders, entry: Entry | None) -> Headers:
     """The request's fields with the cache's conditions in place of the client's."""
     kept = [(name, value) for name, value in headers if name not in _CONDITIONS]
     return kept + validators(entry) if entry is not None else kept
-
-
-def selects(entry: Entry, headers: RawHeaders) -> bool:
-    """Whether a 304 with these fields speaks of this entry. One without a validator answers what was asked."""
-    tag = next(iter(fields.values(headers, b"etag")), None)
-    if tag is not None and entry.etag is not None:
-        return _opaque(tag) == _opaque(entry.etag)
-    modified = next(iter(fields.values(headers, b"last-modified")), None)
-    return tag is not None or modified is None or entry.last_modified is None or modified == entry.last_modified
 
 
 def updated(entry: Entry, headers: RawHeaders) -> Headers:

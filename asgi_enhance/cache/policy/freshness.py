@@ -11,19 +11,22 @@ MAX_HEURISTIC = 86400.0
 """Beyond a day a guess needs a warning (RFC 9111 4.2.2), so none goes further."""
 
 
-def initial_age(age: Sequence[bytes], date: float, requested: float, received: float) -> float | None:
-    """RFC 9111 4.2.3: corrected_initial_age, or None if the Age field cannot be read and the response is stale.
+def initial_age(
+    age: Sequence[bytes], date: float, requested: float, received: float, *, strict: bool = False
+) -> float | None:
+    """RFC 9111 4.2.3: corrected_initial_age.
 
-    A proxy nearer to the origin has counted time this one cannot see. Where its count is illegible the response
-    might be of any age, and only a validation tells.
+    5.1: of several members the first counts, and a field that cannot be read is ignored. `strict`: both are taken as
+    a sign that the response might be of any age (None), and only a validation tells.
     """
     apparent = max(0.0, received - date)
     if not age:
         return apparent
-    seconds = delta_seconds(age[0].strip()) if len(age) == 1 else INVALID
-    if seconds == INVALID:
+    members = [member.strip() for line in age for member in line.split(b",")]
+    seconds = delta_seconds(members[0])
+    if strict and (seconds == INVALID or len(members) > 1):
         return None
-    return max(apparent, seconds + max(0.0, received - requested))
+    return max(apparent, max(0, seconds) + max(0.0, received - requested))
 
 
 def explicit_lifetime(

@@ -5,12 +5,11 @@ and Content-Location. Another origin's entries are not this one's to touch.
 """
 
 from typing import Final
-from urllib.parse import urljoin, urlsplit
 
 from asgi_enhance.asgi.types import RawHeaders
 from asgi_enhance.cache.policy import fields
 from asgi_enhance.cache.policy.storing import group_tag
-from asgi_enhance.cache.request import Key, Request
+from asgi_enhance.cache.request import Key, Request, resolved
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "PROPFIND", "REPORT", "SEARCH"})
 """The safe methods of the IANA registry that an HTTP server meets; a method not known to be safe is not."""
@@ -35,17 +34,3 @@ def groups(request: Request, status: int, headers: RawHeaders) -> list[str]:
         return []
     lines = fields.values(headers, b"cache-group-invalidation")
     return [group_tag(request.origin, group) for group in fields.strings(lines)]
-
-
-def resolved(base: Key, reference: bytes) -> Key | None:
-    """The key of a URI reference, or None if it leads to another origin."""
-    namespace, scheme, host, path, query = base
-    here = (scheme + b"://" + host + path + (b"?" + query if query else b"")).decode("latin-1")
-    try:
-        there = urlsplit(urljoin(here, reference.decode("latin-1").strip()))
-    except ValueError:
-        return None
-    origin = (there.scheme.lower().encode("latin-1"), there.netloc.lower().encode("latin-1"))
-    if origin != (scheme, host):
-        return None
-    return namespace, scheme, host, there.path.encode("latin-1") or b"/", there.query.encode("latin-1")

@@ -47,5 +47,6 @@ class Options:
     max_body: int = 1 << 20
     max_vary: int = 8
     jitter: float = 0.0
+    invalid_age: Literal["ignore", "stale"] = "ignore"
     honour: frozenset[str] = frozenset()
     encodings: tuple[bytes, ...] = (b"br", b"gzip", b"zstd", b"deflate")

@@ -14,7 +14,7 @@ from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.policy import fields, freshness, vary
 from asgi_enhance.cache.policy.fields import Directives
 from asgi_enhance.cache.policy.options import Options
-from asgi_enhance.cache.request import Request
+from asgi_enhance.cache.request import Request, resolved
 from asgi_enhance.cache.rules import CacheRule
 
 HOP_BY_HOP: Final = frozenset(
@@ -93,12 +93,13 @@ def terms(
     if rule is not None:
         swr = rule.stale_while_revalidate if swr is None and rule.stale_while_revalidate is not None else swr
         sie = rule.stale_if_error if sie is None and rule.stale_if_error is not None else sie
-    if status >= 400 and not (explicit or lifetime):
-        return Refusal("error-without-freshness")
+    if (status >= 400 or request.method == "POST") and not (explicit or lifetime):
+        return Refusal("no-explicit-freshness")
     if options.jitter and explicit:
         lifetime *= 1.0 - options.jitter * rng()
 
-    age = freshness.initial_age(fields.values(headers, b"age"), date, response.requested, now)
+    strict = options.invalid_age == "stale"
+    age = freshness.initial_age(fields.values(headers, b"age"), date, response.requested, now, strict=strict)
     veto = not directives.keys().isdisjoint(
         {"must-revalidate"} if options.private else {"must-revalidate", "proxy-revalidate", "s-maxage"}
     )
@@ -173,10 +174,10 @@ def _obstacle(
     request: Request, response: Received, directives: Directives, options: Options, *, shared: bool
 ) -> str | None:
     status, headers = response.status, response.headers
-    if request.method != "GET" and not response.not_modified:
+    if request.method != "GET" and not response.not_modified and not _is_what_get_would_get(request, response):
         return "method"
-    if status < 200 or status in (206, 304) or (status == 200 and fields.values(headers, b"content-range")):
-        return "partial" if status in (200, 206) else "status"
+    if status < 200 or status in (206, 304):
+        return "partial" if status == 206 else "status"
     if response.trailers:
         return "trailers"
     understood = "must-understand" in directives and status in UNDERSTOOD
@@ -194,6 +195,17 @@ def _obstacle(
         if _UNSAFE_BYTES.intersection(value) or not name:
             return "invalid-field"
     return _personal(request, headers, directives, options) if shared else None
+
+
+def _is_what_get_would_get(request: Request, response: Received) -> bool:
+    """RFC 9110 9.3.3: the response to a POST is one to GET if its Content-Location is the target itself."""
+    location = fields.values(response.headers, b"content-location")
+    return (
+        request.method == "POST"
+        and response.status == 200
+        and len(location) == 1
+        and resolved(request.key, location[0]) == request.key
+    )
 
 
 def _personal(request: Request, headers: RawHeaders, directives: Directives, options: Options) -> str | None:
