@@ -32,8 +32,8 @@ RETRY = [(b"retry-after", b"1")]
 class BroadcastRouter:
     """Serves WebSockets at `path` and Server-Sent Events at `sse_path`; everything else goes to `app`.
 
-    Both take the groups to join from the query (`?group=a&group=b`); an event stream continues after the cursor in its
-    Last-Event-ID header, or in the query as `last_event_id`.
+    Both take the groups to join from the query (`?group=a&group=b`), and continue them after the cursor in the
+    Last-Event-ID header, or in the query as `last_event_id`, where a browser can set no header.
 
     app:           the app for everything else. Default: none, and everything else is 404.
     processor:     the RealTimeStreamProcessor behind it, to share it with your own code. Default: one of its own, made
@@ -127,7 +127,7 @@ class BroadcastRouter:
 
         try:
             client_id = await self._identify(scope, client_id)
-            groups = await self._allowed(node, client_id, dict.fromkeys(_query(scope, "group")))
+            groups = await self._allowed(node, client_id, self._positions(scope))
             return await node.connect(client_id, send, groups, Encoding.WEBSOCKET, accept)
         except (Refused, RedisUnavailable) as error:
             self.processor.stats.refused += 1

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from asgi_enhance.broadcast import BroadcastRouter, History, RealTimeStreamProcessor
-from asgi_enhance.testing.driver import WebSocket
+from asgi_enhance.testing.driver import WebSocket, websocket_scope
 from tests.broadcast.helpers import client
 
 
@@ -40,6 +40,16 @@ async def test_who_comes_back_gets_what_he_missed_in_order_and_once(router: Broa
         assert [(await ann.receive_json())["data"] for _ in range(4)] == [1, 2, 3, 4]
     assert router.processor.stats.resumed == 1
     assert router.processor.stats.resets == 0
+
+
+async def test_the_place_may_be_told_in_the_address(router: BroadcastRouter) -> None:
+    async with client(router) as ann:
+        since = (await join(ann))["id"]
+    await router.processor.broadcast_to_group("room", 1)
+    async with WebSocket(router, websocket_scope(f"/ws/ann?group=room&last_event_id=room%3D{since}")) as ann:
+        await ann.accepted()
+        assert (await ann.receive_json())["id"] == since
+        assert (await ann.receive_json())["data"] == 1
 
 
 async def test_who_missed_more_than_is_kept_gets_a_reset_and_no_part_of_it(router: BroadcastRouter) -> None:
