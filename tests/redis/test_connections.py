@@ -119,7 +119,8 @@ async def test_tls_with_a_certificate_that_is_checked(
     private_redis: RedisServer, certificate: tuple[Path, Path]
 ) -> None:
     async with tls_in_front_of(private_redis.port, *certificate) as port:
-        async with RedisManager(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate[1]}") as manager:
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate[1]}"
+        async with RedisManager(url, connect_timeout=2.0, command_timeout=2.0) as manager:
             value = b"x" * 300_000
             assert await manager.execute("SET", "k", value) == b"OK"
             replies = await asyncio.gather(*(manager.execute("GET", "k") for _ in range(20)))
@@ -127,7 +128,7 @@ async def test_tls_with_a_certificate_that_is_checked(
             subscription = manager.subscribe("c", print)
             await subscription.ready()
             assert await manager.client.ping()
-        async with RedisManager(f"rediss://127.0.0.1:{port}/0") as manager:
+        async with RedisManager(f"rediss://127.0.0.1:{port}/0", connect_timeout=2.0) as manager:
             with pytest.raises(RedisUnavailable, match="CERTIFICATE"):
                 await manager.execute("PING")
 
