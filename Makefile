@@ -4,13 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench conformance clean
+.PHONY: demo test integration check bench conformance clean
 
 demo: $(READY)            ## the tour: the whole stack on real traffic
 	@$(BIN)/python -m asgi_enhance demo
 
 test: $(READY)            ## all tests, with a real Redis or Valkey
 	@$(BIN)/python -m pytest $(ARGS)
+
+integration: $(READY)     ## with programs of the distribution's: chromium, prometheus
+	@$(BIN)/python -m pytest tests/external $(ARGS)
 
 check: $(READY)           ## lint, format and types
 	@$(BIN)/ruff check .

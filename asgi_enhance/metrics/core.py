@@ -150,13 +150,13 @@ class MetricsCollector(Resource[Tasks]):
     def fold(self, series: RequestSeries) -> None:
         series.fold(self._ring.current)
 
-    def socket(self, scope: Scope) -> SocketSeries:
-        return self.table.socket(scope)
+    def socket(self, scope: Scope, app: Any = None) -> SocketSeries:
+        return self.table.socket(scope, app)
 
-    def raised(self, scope: Scope, error: BaseException) -> None:
+    def raised(self, scope: Scope, error: BaseException, app: Any = None) -> None:
         """The app raised, before or after its response."""
         try:
-            self.table.exception(scope, error)
+            self.table.exception(scope, error, app)
         except Exception:
             self.failed()
 
@@ -169,10 +169,11 @@ class MetricsCollector(Resource[Tasks]):
         numbers: tuple[float, ...],
         *,
         streamed: bool = False,
+        app: Any = None,
     ) -> None:
         """One request that has ended: first byte, duration, bytes in and out; `head` is its http.response.start."""
         try:
-            series = self.table.series(scope, method, head, error, streamed=streamed)
+            series = self.table.series(scope, method, head, error, streamed=streamed, app=app)
             series.pending += numbers
             if len(series.pending) >= FULL:
                 self.fold(series)

@@ -52,7 +52,6 @@ class MetricsMiddleware:
             raise ConfigError(f"path must begin with a slash and not end with one, not {path!r}")
         self.app = app
         self.collector = MetricsCollector(redis=redis) if collector is None else collector
-        self.collector.table.routes.watch(app)
         endpoint = Endpoint(self.collector, allow=allow)
         self._others: dict[str, ASGIApp] = dict.fromkeys((exclude,) if isinstance(exclude, str) else exclude, app)
         if path is not None:
@@ -75,7 +74,7 @@ class MetricsMiddleware:
         if method not in started:
             method = OTHER
         exchange = _Exchange()  # filled here and not by a constructor: a call costs as much as all of these
-        exchange.collector = collector
+        exchange.layer = self
         exchange.scope = scope
         exchange.method = method
         exchange.server_receive = receive
@@ -136,7 +135,7 @@ class MetricsMiddleware:
                     series.messages_sent += 1
                     series.bytes_sent += _size(message)
             elif kind == "websocket.accept" and series is None:
-                series = collector.socket(scope)
+                series = collector.socket(scope, self.app)
                 series.accepted += 1
                 series.active += 1
                 accepted = perf_counter()
@@ -151,9 +150,9 @@ class MetricsMiddleware:
             raise
         finally:
             if error is not None and not isinstance(error, CancelledError):
-                collector.raised(scope, error)
+                collector.raised(scope, error, self.app)
             if series is None:
-                collector.socket(scope).refused += 1
+                collector.socket(scope, self.app).refused += 1
             else:
                 series.active -= 1
                 # an app that raises is closed with 1011 by its server, one that is cancelled or just returns with 1006
@@ -166,11 +165,11 @@ class _Exchange:
     """One request on its way: what the app receives and sends goes through here, and is counted when it ends."""
 
     __slots__ = (
-        "collector",
         "finished",
         "first",
         "gone",
         "head",
+        "layer",
         "method",
         "received",
         "scope",
@@ -181,7 +180,7 @@ class _Exchange:
         "streamed",
     )
 
-    collector: MetricsCollector
+    layer: MetricsMiddleware
     scope: Scope
     method: str
     server_receive: Receive
@@ -231,7 +230,7 @@ class _Exchange:
         if self.finished:
             return
         self.finished = True
-        collector = self.collector
+        collector = self.layer.collector
         try:
             get = self.scope.get
             shown = get("endpoint") or get("path_template") or get(HOOK)
@@ -252,7 +251,7 @@ class _Exchange:
         """The app raised; the name of its error."""
         if isinstance(failure, ClientDisconnect):
             return DISCONNECTED
-        self.collector.raised(self.scope, failure)
+        self.layer.collector.raised(self.scope, failure, self.layer.app)
         return type(failure).__name__
 
     def cut_short(self, error: str) -> None:
@@ -265,7 +264,8 @@ class _Exchange:
         """The long way, for everything that is not a plain response."""
         first = self.first - self.start if self.head else seconds
         numbers = (first, seconds, self.received, self.sent)
-        self.collector.count(self.scope, self.method, self.head, error, numbers, streamed=self.streamed)
+        layer = self.layer
+        layer.collector.count(self.scope, self.method, self.head, error, numbers, streamed=self.streamed, app=layer.app)
 
 
 def _size(message: Message) -> int:

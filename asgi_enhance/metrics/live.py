@@ -25,6 +25,9 @@ INTERVAL = 1.0
 LONGEST = 30.0
 """Seconds a stream lasts; the browser comes back. A server that drains its connections waits no longer than that."""
 
+SETTLED = 3.0
+"""Seconds after which a slot that is still filling is shown: before that its rate is a guess."""
+
 MOST = 16
 """Streams at a time."""
 
@@ -73,7 +76,7 @@ class LivePage:
             return await self._event(slots=90)
         made, event = self._latest
         if monotonic() - made >= INTERVAL / 2:
-            event = await self._event(slots=2)
+            event = await self._event(slots=3)
             self._latest = (monotonic(), event)
         return event
 
@@ -88,6 +91,8 @@ def history(totals: Totals, now: float, count: int) -> list[dict[str, Any]]:
     points = []
     for slot in totals.slots[-count:]:
         began = slot.number * SLOT
+        if now - began < SETTLED:
+            continue
         lasted = max(1.0, min(now - began, SLOT, now - totals.began))
         percentiles = quantiles(slot.sketch, list(RANKS.values()))
         points.append(

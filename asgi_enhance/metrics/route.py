@@ -2,15 +2,13 @@
 
 Routers write what they decided into the scope: Starlette and FastAPI the endpoint, Litestar the template. An endpoint
 is looked up in a map of the whole tree of routes, made once: mounts, included routers and sub-apps contribute their
-prefixes. Where an endpoint is declared more than once, the path is held against the patterns of its places. What
-a framework keeps to itself (Quart, Falcon, Django), a hook of `asgi_enhance.metrics.hooks` writes to `scope[HOOK]`.
-What never reached the router (a cache hit, a refusal of the rate limiter) is named by the routes that it would have
-been held against there.
+prefixes. Where an endpoint is declared more than once, and where a layer has answered before the router was reached,
+the path is held against the patterns. What a framework keeps to itself (Quart, Falcon, Django), a hook of
+`asgi_enhance.metrics.hooks` writes to `scope[HOOK]`.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from re import Pattern
 from typing import Any
 
@@ -23,8 +21,9 @@ UNMATCHED = "<unmatched>"
 MOST_TREES = 16
 """Router trees that are remembered; more means that somebody builds apps by the request."""
 
-MOST_PATHS = 4096
-"""Paths answered before they were routed whose template is remembered."""
+MOST_PATHS = 1024
+LONGEST_PATH = 512
+"""Paths whose template is remembered, and characters of them that are looked at."""
 
 _DEEPEST = 32
 
@@ -52,28 +51,33 @@ class _Tree:
     def __init__(self, router: Any) -> None:
         self.router = router
         self._places: dict[int, tuple[Any, list[Place]]] = {}
-        self.stale = False
-        self._count = -1
-        self.read()
-
-    def read(self) -> None:
-        self._places = {}
-        for endpoint, place in _walk(getattr(self.router, "routes", ()), "", (), 0):
-            self._places.setdefault(id(endpoint), (endpoint, []))[1].append(place)
+        self._by_path: dict[str, str] = {}
+        self._read()
 
     def places(self, endpoint: Any) -> list[Place]:
-        found = self._places.get(id(endpoint))
-        return found[1] if found is not None else []
-
-    def learn(self, endpoint: Any) -> list[Place]:
-        """Routes may be added after the first request: read once more for an endpoint that is not known."""
-        if id(endpoint) not in self._places and len(self._places) < 100_000:
-            known = self._places
-            self.read()
-            for key, value in known.items():
-                self._places.setdefault(key, value)
+        """Where an endpoint is declared. Routes may be added late: one that is not known is looked for once more."""
+        if id(endpoint) not in self._places:
+            self._read()
             self._places.setdefault(id(endpoint), (endpoint, []))
-        return self.places(endpoint)
+        return self._places[id(endpoint)][1]
+
+    def match(self, path: str) -> str:
+        """The template a path would have led to, for a request that was answered on its way to the router."""
+        template = self._by_path.get(path)
+        if template is None:
+            template = next((place.template for place in self._in_order if place.covers(path)), UNMATCHED)
+            if len(self._by_path) >= MOST_PATHS:
+                self._by_path.clear()
+            self._by_path[path] = template
+        return template
+
+    def _read(self) -> None:
+        found = list(_walk(_routes_of(self.router) or (), "", (), 0))
+        self._in_order = [place for _, place in found]
+        for endpoint, place in found:
+            places = self._places.setdefault(id(endpoint), (endpoint, []))[1]
+            if place not in places:
+                places.append(place)
 
 
 class Routes:
@@ -81,26 +85,22 @@ class Routes:
 
     def __init__(self) -> None:
         self._trees: dict[int, _Tree] = {}
-        self._apps: list[_Unrouted] = []
 
-    def watch(self, app: Any) -> None:
-        """Name what is answered before it reaches the router of this app, too."""
-        self._apps.append(_Unrouted(app))
+    def name(self, scope: Scope, app: Any = None) -> tuple[str, bool]:
+        """The template, and whether it follows from what the scope shows (see `series.shown`) alone.
 
-    def name(self, scope: Scope) -> tuple[str, bool]:
-        """The template, and whether it follows from the endpoint (or the template in the scope) alone."""
+        `app` is asked for its routes when the scope has been to no router: a cache or a limit has answered.
+        """
         endpoint = scope.get("endpoint")
         inner = scope.get("path_template")
         if inner is None:
             inner = scope.get(HOOK)
-        if endpoint is None and inner is None and "router" not in scope:
-            for unrouted in self._apps:
-                if unrouted.routes:
-                    return unrouted.name(scope), False
-        if endpoint is None or "router" not in scope:
-            return self._without_router(scope, inner)
+        if "router" not in scope:
+            return self._without_router(scope, inner, app)
+        if endpoint is None:
+            return self._without_router(scope, inner, None)
         prefix = _litestar_mount(scope) if scope.get("path_template") == "" else ""
-        places = self._tree(scope["router"]).learn(endpoint)
+        places = self._tree(scope["router"]).places(endpoint)
         exact = not prefix and inner is None
         if not places:
             return UNMATCHED, exact
@@ -113,16 +113,20 @@ class Routes:
             return prefix + place.template, exact
         if inner:
             return prefix + place.template.removesuffix("/{path}") + inner, False
-        # The app may be a router that was left without a route (nothing more is known of it), or a file server.
         return prefix + place.template, False
 
-    def _without_router(self, scope: Scope, inner: str | None) -> tuple[str, bool]:
+    def _without_router(self, scope: Scope, inner: str | None, app: Any) -> tuple[str, bool]:
         if inner:
             return inner, True
         if inner == "":
             mount = _litestar_mount(scope)
             return (mount + "/{path}" if mount else UNMATCHED), False
-        return UNMATCHED, "litestar_app" not in scope  # a mount in Litestar looks the same at first sight
+        # What shows nothing may be any of several things, unless there is no router at all to have been to.
+        if "router" in scope or "litestar_app" in scope:
+            return UNMATCHED, False
+        if app is None or not _routes_of(app):
+            return UNMATCHED, True
+        return self._tree(app).match(path_below_mount(scope)[:LONGEST_PATH]), False
 
     def _tree(self, router: Any) -> _Tree:
         tree = self._trees.get(id(router))
@@ -131,30 +135,6 @@ class Routes:
                 self._trees.clear()
             tree = self._trees[id(router)] = _Tree(router)
         return tree
-
-
-class _Unrouted:
-    """The routes of an app, for requests that are answered before they reach it."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self._names: dict[str, str] = {}
-
-    @cached_property
-    def routes(self) -> list[Any] | None:
-        """Asked for at the first request, when every framework has put its app together."""
-        return _routes_of(self._app)
-
-    def name(self, scope: Scope) -> str:
-        path = _path_at_router(scope)
-        name = self._names.get(path)
-        if name is None:
-            places = (place for _, place in _walk(self.routes or (), "", (), 0))
-            name = next((place.template for place in places if place.covers(path)), UNMATCHED)
-            if len(self._names) >= MOST_PATHS:
-                self._names.clear()
-            self._names[path] = name
-        return name
 
 
 def _walk(

@@ -141,12 +141,19 @@ class Table:
         return len(self.requests) + len(self.sockets) + len(self.exceptions)
 
     def series(
-        self, scope: Scope, method: str, head: Message | None, error: str = "", *, streamed: bool = False
+        self,
+        scope: Scope,
+        method: str,
+        head: Message | None,
+        error: str = "",
+        *,
+        streamed: bool = False,
+        app: Any = None,
     ) -> RequestSeries:
         """The series of a request that has been through the app; `head` is its http.response.start."""
         status = head["status"] if head else 0
         stream = streamed and head is not None and is_event_stream(head)
-        route, exact = self.routes.name(scope)
+        route, exact = self.routes.name(scope, app)
         status_label, error_label = outcome(status, error)
         labels = RequestLabels(method, label_value(route), status_label, label_value(error_label), stream)
         series = self.requests.get(labels)
@@ -159,9 +166,9 @@ class Table:
                 self.bound[shown(scope), method, status] = series
         return series
 
-    def socket(self, scope: Scope) -> SocketSeries:
+    def socket(self, scope: Scope, app: Any = None) -> SocketSeries:
         """The series of a WebSocket that has been through the app's routing."""
-        route = label_value(self.routes.name(scope)[0])
+        route = label_value(self.routes.name(scope, app)[0])
         series = self.sockets.get(route)
         if series is None:
             if len(self) >= self._limit:
@@ -170,8 +177,8 @@ class Table:
             series = self.sockets.setdefault(route, SocketSeries(route))
         return series
 
-    def exception(self, scope: Scope, error: BaseException) -> None:
-        key = (label_value(self.routes.name(scope)[0]), label_value(type(error).__name__))
+    def exception(self, scope: Scope, error: BaseException, app: Any = None) -> None:
+        key = (label_value(self.routes.name(scope, app)[0]), label_value(type(error).__name__))
         if key not in self.exceptions and len(self) >= self._limit:
             self.overflows += 1
             key = (OVERFLOW, OTHER)

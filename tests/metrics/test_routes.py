@@ -284,6 +284,24 @@ async def test_inside_a_framework_the_layer_sees_the_same() -> None:
     assert labels(collectors[0]) == ["/items/{item}"]
 
 
+async def test_what_a_layer_answers_before_the_router_has_the_route_it_would_have_taken() -> None:
+    class Full(Plain):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"].startswith("/items"):
+                await Response(status_code=429)(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+
+    for app in (Full(Plain(starlette_app())), Full(fastapi_app())):
+        layer = MetricsMiddleware(app)
+        for number in range(3):
+            await request(layer, f"/items/{number}")
+        await request(layer, "/items/a/b/c")
+        await request(layer, "/nowhere")
+        found = [(one.route, one.status) for one in layer.collector.table.requests]
+        assert found == [("/items/{item}", "429"), ("<unmatched>", "429"), ("<unmatched>", "404")]
+
+
 async def test_a_route_added_later_is_found() -> None:
     app = Starlette(routes=[Route("/first", page)])
     layer = MetricsMiddleware(app)
