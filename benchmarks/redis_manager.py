@@ -5,14 +5,20 @@
 redis-py is used as its documentation shows, with a pool that can serve all awaiters. Its pipeline is one
 `execute()` for all GETs of a turn: what a program that knows all its commands beforehand could do. `direct` is the
 floor: the same commands written and parsed by hiredis on a bare asyncio protocol, without futures or deadlines.
+
+The last line is what a command costs its caller while Redis is away and the breaker is open.
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import hiredis
 import redis.asyncio
 
+from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisServer
 from benchmarks.harness import Way, arguments, compare
@@ -99,6 +105,19 @@ async def measure(url: str, awaiters: int, *, operations: int, rounds: int) -> s
     return table.markdown(f"GET, {awaiters} at once")
 
 
+async def refuse(operations: int) -> float:
+    """CPU seconds a command that the open breaker refuses."""
+    async with RedisManager("redis://127.0.0.1:1/0", probe_delay=60.0, max_probe_delay=60.0) as manager:
+        while manager.available:
+            with suppress(RedisUnavailable):
+                await manager.ping()
+        begun = time.process_time()
+        for _ in range(operations):
+            with suppress(RedisUnavailable):
+                await manager.execute("GET", "key")
+        return (time.process_time() - begun) / operations
+
+
 def main() -> None:
     quick = arguments(__doc__ or "").quick
     with RedisServer() as server:
@@ -106,6 +125,8 @@ def main() -> None:
         for awaiters in (1, 32, 256):
             work = measure(server.url, awaiters, operations=800 if quick else 8000, rounds=3 if quick else 9)
             print(asyncio.run(work))
+    logging.disable()
+    print(f"refused by the open breaker: {asyncio.run(refuse(20_000)) * 1e6:.1f} µs a command")
 
 
 if __name__ == "__main__":

@@ -221,13 +221,16 @@ async def test_a_server_that_is_loading_is_away_and_what_it_refused_has_not_run(
 
 
 async def test_a_refusal_does_not_cost_the_neighbours_their_replies() -> None:
+    closed = asyncio.Event()
+
     async def demoted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(3):
             await command(reader)
         writer.write(b"$1\r\na\r\n-READONLY You can't write against a read only replica.\r\n")
         await asyncio.sleep(0.02)
         writer.write(b"$1\r\nb\r\n")
-        assert await reader.read() == b""  # closed as soon as the last reply was there
+        await reader.read()
+        closed.set()
 
     async def primary(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await command(reader)
@@ -240,27 +243,64 @@ async def test_a_refusal_does_not_cost_the_neighbours_their_replies() -> None:
         assert (first, third) == (b"a", b"b")
         assert isinstance(second, RedisUnavailable)
         assert await manager.execute("SET", "a", 1) == b"OK"
+        await until(closed.is_set)  # as soon as the last reply was there
 
 
-async def test_a_server_that_takes_no_bytes_holds_callers_up_no_longer_than_the_deadlines() -> None:
+async def test_a_slot_that_is_not_served_says_nothing_against_the_node() -> None:
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await command(reader):
+            writer.write(b"-CLUSTERDOWN Hash slot not served\r\n")
+
+    async with scripted(half) as url, RedisManager(url, breaker_threshold=1) as manager:
+        with pytest.raises(RedisUnavailable, match="not served"):
+            await manager.execute("GET", "a")
+        assert manager.stats.lost == 0
+        assert manager.available
+
+
+async def test_while_a_server_takes_no_bytes_no_more_is_handed_to_the_connection() -> None:
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    async with scripted(deaf) as url, RedisManager(url, connect_timeout=0.2, command_timeout=0.2) as manager:
+    async with scripted(deaf) as url, RedisManager(url, connect_timeout=0.1, command_timeout=0.5) as manager:
         begun = time.monotonic()
-        value = b"x" * 8_000_000
-        results = await asyncio.gather(
-            *(manager.execute("SET", "k", value) for _ in range(3)),
-            *(_later(manager, 0.05) for _ in range(20)),
-            return_exceptions=True,
-        )
-        assert all(isinstance(result, RedisUnavailable) for result in results)
-        assert time.monotonic() - begun < 0.05 + 0.2 + 0.2 + 0.2
+        big = [asyncio.create_task(manager.execute("SET", "k", b"x" * 8_000_000)) for _ in range(3)]
+        await until(lambda: manager.stats.writes)
+        results = await asyncio.gather(*(manager.execute("GET", "k") for _ in range(20)), return_exceptions=True)
+        assert time.monotonic() - begun < 0.4
+        for result in results:
+            assert isinstance(result, RedisUnavailable)
+            assert "no room" in str(result)
+            assert not result.maybe_executed
+        results = await asyncio.gather(*big, return_exceptions=True)
+        assert all(isinstance(result, RedisUnavailable) and result.maybe_executed for result in results)
 
 
-async def _later(manager: RedisManager, seconds: float) -> Any:
-    await asyncio.sleep(seconds)
-    return await manager.execute("GET", "k")
+async def test_when_a_server_takes_bytes_again_those_who_waited_go_on() -> None:
+    go_on = asyncio.Event()
+
+    async def hesitant(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
+        while await command(reader):
+            writer.write(b"+OK\r\n")
+
+    async with scripted(hesitant) as url, RedisManager(url, connect_timeout=5, command_timeout=5) as manager:
+        big = asyncio.create_task(manager.execute("SET", "k", b"x" * 16_000_000))
+        await until(lambda: manager.stats.writes)
+        small = [asyncio.create_task(manager.execute("SET", "k", "x")) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert manager.stats.writes == 1
+        go_on.set()
+        assert await asyncio.gather(big, *small) == [b"OK"] * 21
+
+
+async def test_a_push_is_not_a_reply() -> None:
+    async def pushes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await command(reader):
+            writer.write(b">2\r\n+invalidate\r\n*1\r\n+k\r\n:5\r\n")
+
+    async with scripted(pushes) as url, RedisManager(url) as manager:
+        assert [await manager.execute("INCR", "n") for _ in range(3)] == [5, 5, 5]
 
 
 async def test_a_reply_that_comes_in_pieces_is_put_together() -> None:
