@@ -32,8 +32,9 @@ processor = RealTimeStreamProcessor(redis=redis)
 limiter = RateLimiter(redis=redis)
 balancer = LoadBalanceApp(os.environ["DEMO_BACKENDS"], algorithm="round-robin")
 collector = MetricsCollector(redis=redis)
-for name, core in {"broadcast": processor, "ratelimit": limiter, "balance": balancer.core}.items():
-    collector.watch(name, core.stats)
+collector.watch("ratelimit", limiter.stats)
+collector.watch("balance", balancer.core.stats)
+collector.watch("broadcast", processor.stats)
 if redis is not None:
     collector.watch("redis", redis.stats)
 

@@ -8,6 +8,9 @@ import pytest
 from asgi_enhance import (
     BroadcastRouter,
     CacheMiddleware,
+    EnhancedAPI,
+    EnhancedAPIMiddleware,
+    HealthMiddleware,
     Lifespan,
     MetricsCollector,
     MetricsMiddleware,
@@ -28,7 +31,10 @@ ALONE: dict[str, Callable[[ASGIApp], Any]] = {
     "metrics": MetricsMiddleware,
     "broadcast": BroadcastRouter,
     "lifespan": lambda app: Lifespan(app, MetricsCollector()),
+    "health": HealthMiddleware,
     "all four": stacked,
+    "the facade's middleware": EnhancedAPIMiddleware,
+    "the facade's stack": lambda app: EnhancedAPI().wrap(app),
 }
 
 

@@ -4,7 +4,6 @@ The response decides, by what it says of itself; a rule of the operator speaks o
 What is refused is refused with a reason, which Cache-Status shows as its `detail` and the statistics count.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -62,9 +61,7 @@ class Received:
     """It is a stored response whose fields a 304 has just updated, not one that came whole."""
 
 
-def terms(
-    request: Request, response: Received, options: Options, rule: CacheRule | None, rng: Rng = random.random
-) -> Entry | Refusal:
+def terms(request: Request, response: Received, options: Options, rule: CacheRule | None, rng: Rng) -> Entry | Refusal:
     """The entry to be kept, its body still empty, or why there is none."""
     status, headers, now = response.status, response.headers, response.received
     directives, aimed = _directives(headers, options.targeted)

@@ -1,0 +1,105 @@
+"""The command line, as a process, against real servers."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+
+from asgi_enhance.cli import main
+from asgi_enhance.testing.live import free_port
+
+COMMAND = [sys.executable, "-m", "asgi_enhance"]
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[str]:
+    """A command that serves; its URL. It has to stop within seconds when it is asked to."""
+    port = free_port()
+    process = subprocess.Popen([*COMMAND, *arguments, "--port", str(port)], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 20
+    try:
+        while True:
+            assert process.poll() is None, "it ended"
+            assert time.monotonic() < deadline, "it does not answer"
+            try:
+                httpx2.get(f"{url}/metrics")
+                break
+            except httpx2.TransportError:
+                time.sleep(0.02)
+        yield url
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_serve_runs_a_gateway_with_the_layers_that_were_asked_for(backend_url: str) -> None:
+    options = ("--cache", "--metrics", "--rate-limit", "5/minute", "--broadcast", "/ws/{client_id}")
+    with running("serve", "--backend", backend_url, *options) as url:
+        answer = httpx2.get(f"{url}/a%2Fb?c=d")
+        assert answer.json() == {"path": "/a/b", "query": "c=d"}
+        assert "cache-status" in answer.headers
+        statuses = [httpx2.get(f"{url}/x").status_code for _ in range(6)]
+        assert statuses[-1] == 429
+        assert "http_server_request_duration_seconds_count" in httpx2.get(f"{url}/metrics").text
+
+
+def test_serve_without_layers_is_a_plain_proxy(backend_url: str) -> None:
+    with running("serve", "--backend", backend_url) as url:
+        answer = httpx2.get(f"{url}/x")
+        assert answer.json() == {"path": "/x", "query": ""}
+        assert not {"cache-status", "ratelimit"} & set(answer.headers)
+
+
+def test_wrap_serves_an_app_inside_the_stack_with_several_workers() -> None:
+    with running("wrap", "tests.testing.apps:hello", "--metrics", "--workers", "2") as url:
+        assert httpx2.get(url).text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--backend", "ftp://x"], "ftp"),
+        (["serve", "--backend", "http://127.0.0.1:1", "--rate-limit", "many"], "many"),
+        (["wrap", "no_such_module:app"], "no_such_module"),
+        (["wrap", "no_colon"], "no_colon"),
+        (["serve", "--backend", "http://127.0.0.1:1", "--cache", "--redis", "http://x"], "redis://"),
+    ],
+)
+def test_what_cannot_work_is_said_and_nothing_is_served(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_check_says_that_all_is_well(
+    backend_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("API_LOAD_BALANCER_BACKENDS", backend_url)
+    assert main(["check"]) == 0
+    assert "within reach" in capsys.readouterr().out
+
+
+def test_check_says_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1")
+    monkeypatch.setenv("API_LOAD_BALANCER_BACKENDS", "http://127.0.0.1:1")
+    assert main(["check"]) == 1
+    printed = capsys.readouterr().out
+    assert "✗ REDIS_URL" in printed
+    assert "✗ API_LOAD_BALANCER_BACKENDS" in printed
+    assert "secret" not in printed
+
+
+def test_check_names_a_bad_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("API_CACHE_TTL", "soon")
+    assert main(["check"]) == 2
+    assert "API_CACHE_TTL='soon'" in capsys.readouterr().err
