@@ -1,8 +1,8 @@
 """The apps of the integration tests: everything a stack must get along with, and a backend to balance to."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
+from os import environ
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,6 +18,7 @@ from asgi_enhance import (
     MetricsMiddleware,
     RateLimitMiddleware,
     RealTimeStreamProcessor,
+    RedisManager,
     Rule,
 )
 from asgi_enhance.asgi.types import ASGIApp
@@ -82,27 +83,28 @@ def everything(backend_url: str) -> Starlette:
     return app
 
 
-def layers() -> dict[str, tuple[Any, dict[str, Any]]]:
+def layers(redis: RedisManager | None = None) -> dict[str, tuple[Any, dict[str, Any]]]:
     """The four wrapping layers with options that show they are at work."""
     return {
-        "metrics": (MetricsMiddleware, {}),
+        "metrics": (MetricsMiddleware, {"redis": redis}),
         "limit": (
             RateLimitMiddleware,
-            {"rules": [Rule("2/minute", name="limited", path="/limited")], "default": None},
+            {"rules": [Rule("2/minute", name="limited", path="/limited")], "default": None, "redis": redis},
         ),
-        "broadcast": (BroadcastRouter, {"processor": RealTimeStreamProcessor()}),
-        "cache": (CacheMiddleware, {}),
+        "broadcast": (BroadcastRouter, {"processor": RealTimeStreamProcessor(redis=redis)}),
+        "cache": (CacheMiddleware, {"redis": redis}),
     }
 
 
-def stack(app: ASGIApp, *order: str) -> ASGIApp:
+def stack(app: ASGIApp, *order: str, redis: RedisManager | None = None) -> ASGIApp:
     """`app` with the layers round it, the first of `order` outermost."""
-    made = layers()
+    made = layers(redis)
     for name in reversed(order):
         layer, options = made[name]
         app = layer(app, **options)
     return app
 
 
-if "STACK_BACKEND" in os.environ:
-    served = stack(everything(os.environ["STACK_BACKEND"]), "metrics", "limit", "broadcast", "cache")
+if "STACK_BACKEND" in environ:
+    shared = RedisManager(environ["STACK_REDIS"]) if "STACK_REDIS" in environ else None
+    served = stack(everything(environ["STACK_BACKEND"]), "metrics", "limit", "broadcast", "cache", redis=shared)
