@@ -19,10 +19,11 @@ from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.metrics.policy import DURATION_BUCKETS
 from asgi_enhance.metrics.series import FULL, RequestSeries, SocketSeries, Table
 from asgi_enhance.metrics.share import DirectoryShare, RedisShare, Share
+from asgi_enhance.metrics.slices import slowly
 from asgi_enhance.metrics.snapshot import snapshot
 from asgi_enhance.metrics.stats import Row, Source
 from asgi_enhance.metrics.totals import Totals
-from asgi_enhance.metrics.window import Ring
+from asgi_enhance.metrics.window import Ring, Slot
 
 if TYPE_CHECKING:
     from asgi_enhance.redis import RedisManager
@@ -107,6 +108,7 @@ class MetricsCollector(Resource[Tasks]):
 
     async def gather(self, scope: str = "all") -> Totals:
         """What all workers have counted; what this one has, if it stands alone or cannot reach the others."""
+        await self._fold(self._ring.current)
         local = self.totals()
         if self._share is None or scope == "process":
             return local
@@ -120,7 +122,8 @@ class MetricsCollector(Resource[Tasks]):
 
     def totals(self) -> Totals:
         """What this process has counted, up to now."""
-        self._turn()
+        self.table.fold(self._ring.current)
+        self._begin_slot()
         return Totals(
             began=self.began,
             workers=1,
@@ -141,9 +144,11 @@ class MetricsCollector(Resource[Tasks]):
 
     async def turn(self) -> None:
         """A slot of the time has ended, or nothing has begun yet."""
-        self._turn()
+        slot = self._ring.current
+        self._begin_slot()
         try:
             await self.started()
+            await self._fold(slot)
         except Exception:
             self.failed()
 
@@ -212,6 +217,7 @@ class MetricsCollector(Resource[Tasks]):
     async def _ship(self, share: Share) -> None:
         while True:
             try:
+                await self._fold(self._ring.current)
                 await share.ship(self.totals())
             except (RedisUnavailable, OSError):
                 pass  # the differences grow until there is somebody to take them
@@ -219,10 +225,14 @@ class MetricsCollector(Resource[Tasks]):
                 self.failed()
             await asyncio.sleep(self._interval)
 
-    def _turn(self) -> None:
-        self.table.fold(self._ring.current)
+    def _begin_slot(self) -> None:
         self.cpu.cores()
         self.turn_at = perf_counter() + self._ring.turn(time())
+
+    async def _fold(self, slot: Slot) -> None:
+        """Add up what is pending, with turns for other tasks in between."""
+        async for series in slowly(list(self.table.requests.values())):
+            series.fold(slot)
 
     def _watched_rows(self) -> Iterator[Row]:
         for source in self._sources.values():

@@ -11,6 +11,9 @@ from asgi_enhance.metrics.core import MetricsCollector
 from asgi_enhance.metrics.exposition import Format, negotiate, render
 from asgi_enhance.metrics.live import LivePage
 
+PIECES = 32
+"""Families or series in one body message: some 200 kB."""
+
 
 class Endpoint:
     """An ASGI app for each address. `allow` says who may read; None lets everybody."""
@@ -39,11 +42,11 @@ class Endpoint:
         form = negotiate(b",".join(header_values(scope["headers"], b"accept")).decode("latin-1"))
         reach = "process" if b"scope=process" in scope["query_string"].split(b"&") else "all"
         if form is Format.JSON:
-            body = msgspec.json.encode(await collector.get_metrics(scope=reach))
+            pieces = [msgspec.json.encode(await collector.get_metrics(scope=reach))]
         else:
-            body, failures = await render(await collector.gather(reach), collector.registry, form)
+            pieces, failures = await render(await collector.gather(reach), collector.registry, form)
             collector.errors += failures
-        await respond(scope, send, form.value, body)
+        await respond(scope, send, form.value, pieces)
 
     def _refusal(self, scope: Scope) -> Problem | None:
         if scope["type"] != "http":
@@ -55,12 +58,16 @@ class Endpoint:
         return None
 
 
-async def respond(scope: Scope, send: Send, kind: str, body: bytes) -> None:
+async def respond(scope: Scope, send: Send, kind: str, pieces: list[bytes]) -> None:
     headers = [
         (b"content-type", kind.encode("latin-1")),
-        (b"content-length", b"%d" % len(body)),
+        (b"content-length", b"%d" % sum(map(len, pieces))),
         (b"cache-control", b"no-store"),
         (b"vary", b"accept"),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    if scope["method"] != "HEAD":
+        for begin in range(0, len(pieces), PIECES):
+            body = b"".join(pieces[begin : begin + PIECES])
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

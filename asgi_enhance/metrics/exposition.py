@@ -8,12 +8,10 @@ that cannot be encoded spoils nothing but itself.
 - Nothing that fits means text 0.0.4: a scraper is better served with that than with 406.
 """
 
-import asyncio
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from time import perf_counter
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -22,11 +20,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as encode_o
 
 from asgi_enhance.metrics.series import Exemplar, RequestSeries
 from asgi_enhance.metrics.sketch import SCHEMA, Distribution
+from asgi_enhance.metrics.slices import slowly
 from asgi_enhance.metrics.stats import Row
 from asgi_enhance.metrics.totals import Totals
-
-SLICE = 0.002
-"""Seconds of writing after which other tasks get their turn."""
 
 
 class Format(Enum):
@@ -73,30 +69,23 @@ def _quality(text: str) -> float:
     return float(text) if re.fullmatch(r"[01](\.[0-9]{0,3})?", text) else 0.0
 
 
-async def render(totals: Totals, registry: CollectorRegistry | None, form: Format) -> tuple[bytes, int]:
-    """The exposition, and how many families of the user's could not be written."""
-    chunks: list[str] = []
+async def render(totals: Totals, registry: CollectorRegistry | None, form: Format) -> tuple[list[bytes], int]:
+    """The exposition in pieces, and how many families of the user's could not be written."""
+    pieces: list[bytes] = []
     failures = 0
     names: set[str] = set()
-    until = perf_counter() + SLICE
-    for chunk in _own_families(totals, form, names):
-        chunks.append(chunk)
-        if perf_counter() >= until:
-            await asyncio.sleep(0)
-            until = perf_counter() + SLICE
-    for family in registry.collect() if registry is not None else ():
+    async for text in slowly(_own_families(totals, form, names)):
+        pieces.append(text.encode("utf-8", "replace"))
+    async for family in slowly(registry.collect() if registry is not None else ()):
         if family.name in names or f"{family.name}_total" in names:
             continue  # two families of one name would cost the whole scrape
         try:
-            chunks.append(_foreign(family, form))
+            pieces.append(_foreign(family, form))
         except Exception:
             failures += 1
-        if perf_counter() >= until:
-            await asyncio.sleep(0)
-            until = perf_counter() + SLICE
     if form.open:
-        chunks.append("# EOF\n")
-    return "".join(chunks).encode("utf-8", "replace"), failures
+        pieces.append(b"# EOF\n")
+    return pieces, failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +98,12 @@ class _One:
         yield self.family
 
 
-def _foreign(family: Any, form: Format) -> str:
+def _foreign(family: Any, form: Format) -> bytes:
     if not form.open:
-        return encode_text(_One(family)).decode()
+        return encode_text(_One(family))
     version = "2.0.0" if form is Format.OPENMETRICS_2 else "1.0.0"
     text: bytes = encode_openmetrics(_One(family), version=version)  # type: ignore[no-untyped-call]
-    return text.decode().removesuffix("# EOF\n")
+    return text.removesuffix(b"# EOF\n")
 
 
 def _own_families(totals: Totals, form: Format, names: set[str]) -> Iterator[str]:

@@ -25,8 +25,8 @@ from asgi_enhance.metrics.route import HOOK, Routes
 from asgi_enhance.metrics.sketch import Distribution
 from asgi_enhance.metrics.window import Slot
 
-FULL = 4 * 256
-"""Numbers of a series that may be pending: 256 requests, folded in about a tenth of a millisecond."""
+FULL = 4 * 512
+"""Numbers of a series that may be pending: 512 requests, folded in about a tenth of a millisecond."""
 
 EXEMPLAR_AGE = 10.0
 """Seconds after which a bucket takes a newer exemplar."""

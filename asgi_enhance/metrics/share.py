@@ -10,19 +10,20 @@ Through a directory (prometheus_client's multiprocess mode) a worker writes a fi
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from secrets import token_hex
-from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, Protocol
+from time import time
+from typing import TYPE_CHECKING, Protocol
 from zlib import crc32
 
 import msgspec
 
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.metrics import state
+from asgi_enhance.metrics.slices import slowly
 from asgi_enhance.metrics.state import Record, Records, Report
 from asgi_enhance.metrics.totals import Totals
 from asgi_enhance.metrics.window import SLOT, WINDOWS
@@ -34,9 +35,6 @@ Argument = str | bytes | int | float
 
 BATCH = 64
 """Records in one call of the script: the server is busy for less than a millisecond."""
-
-TURN = 0.002
-"""Seconds of packing or unpacking after which other tasks get their turn."""
 
 TOTALS_LIVE = 7 * 86_400
 """Seconds the sums are kept when no worker adds to them."""
@@ -96,11 +94,11 @@ class RedisShare:
         )
         records, workers, slots = replies[0], replies[1], replies[2:]
         totals = Totals(began=local.began)
-        async for name, value in _slowly(records.items()):
+        async for name, value in slowly(records.items()):
             state.restore(totals, name.decode(), _decode(value), buckets)
         for number, found in zip(numbers, slots, strict=True):
             if found:
-                pairs = [(name.decode(), _decode(value)) async for name, value in _slowly(found.items())]
+                pairs = [(name.decode(), _decode(value)) async for name, value in slowly(found.items())]
                 totals.slots.append(state.restore_slot(number, pairs))
         for worker, value in workers.items():
             state.restore_report(totals, worker.decode(), _decode_report(value.partition(b" ")[2]))
@@ -115,7 +113,7 @@ class RedisShare:
         shipped = self._shipped.setdefault(place, {})
         arguments: list[Argument] = []
         sent: Records = {}
-        async for name, record in _slowly(records):
+        async for name, record in slowly(records):
             new = state.difference(record, shipped.get(name, {}))
             if not new:
                 continue
@@ -176,7 +174,7 @@ class DirectoryShare:
         self._suffix = f"{crc32(fingerprint.encode()):08x}.metrics"
 
     async def ship(self, local: Totals) -> None:
-        records = {name: record async for name, record in _slowly(_records(local))}
+        records = {name: record async for name, record in slowly(_records(local))}
         slots = {slot.number: dict(state.slot_records(slot)) for slot in local.slots}
         content = _encode_file(_File(os.getpid(), records, slots, state.report(local)))
         await asyncio.to_thread(self._write, content)
@@ -189,14 +187,14 @@ class DirectoryShare:
         reports: list[tuple[str, Report]] = []
         for content in await asyncio.to_thread(self._contents):
             found = _decode_file(content)
-            async for name, record in _slowly(found.records.items()):
+            async for name, record in slowly(found.records.items()):
                 state.add(sums, name, record)
             for number, records in found.slots.items():
                 for name, record in records.items():
                     state.add(slots.setdefault(number, {}), name, record)
             if _alive(found.pid):
                 reports.append((f"{socket.gethostname()}:{found.pid}", found.report))
-        async for name, record in _slowly(sums.items()):
+        async for name, record in slowly(sums.items()):
             state.restore(totals, name, record, buckets)
         totals.slots = [state.restore_slot(number, records.items()) for number, records in sorted(slots.items())]
         for worker, report in reports:
@@ -230,16 +228,6 @@ def _records(local: Totals) -> Iterable[tuple[str, Record]]:
     for row in local.rows:
         if row.kind == "counter":
             yield state.row_record(row)
-
-
-async def _slowly(items: Iterable[Any]) -> AsyncIterator[Any]:
-    """The items, with a turn for other tasks whenever the work on them has taken long enough."""
-    until = perf_counter() + TURN
-    for item in items:
-        yield item
-        if perf_counter() >= until:
-            await asyncio.sleep(0)
-            until = perf_counter() + TURN
 
 
 def _alive(pid: int) -> bool:

@@ -77,8 +77,7 @@ class Distribution:
         self.sketch: Counter[int] | None = Counter() if sketched else None
 
     def add(self, values: list[float]) -> list[int]:
-        """Count values, which are sorted on the way; their exponential buckets are returned if there is a sketch."""
-        values.sort()
+        """Count values, which may be sorted on the way; their exponential buckets are returned if there is a sketch."""
         self._place(values)
         self.count += len(values)
         self.total += sum(values)
@@ -90,6 +89,10 @@ class Distribution:
 
     def _place(self, values: list[float]) -> None:
         below, count, buckets = 0, len(values), self.buckets
+        if max(values) <= self.bounds[0]:  # most are, and to know that is cheaper than to sort
+            buckets[0] += count
+            return
+        values.sort()
         for place, bound in enumerate(self.bounds):
             upto = bisect_right(values, bound, below)
             buckets[place] += upto - below

@@ -246,8 +246,8 @@ async def test_a_thousand_series_never_hold_the_loop_for_long() -> None:
     collector.totals()
     watcher = asyncio.create_task(watch())
     await asyncio.sleep(0)
-    body, _ = await render(collector.totals(), None, Format.TEXT)
+    pieces, _ = await render(collector.totals(), None, Format.TEXT)
     running = False
     await watcher
-    assert body.count(b"\n") > 30_000
+    assert b"".join(pieces).count(b"\n") > 30_000
     assert worst < 0.05, f"the loop was held for {worst:.3f} s"  # benchmarks/metrics.py holds it to 10 ms
