@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from asgi_enhance.asgi.path import path_pattern
 from asgi_enhance.errors import ConfigError
 
 
@@ -11,7 +12,8 @@ from asgi_enhance.errors import ConfigError
 class CacheRule:
     """What the operator knows of the responses below a path. The response's own word always comes first.
 
-    path:     the path below the mount, `*` for any run of characters: "/articles/*". The first rule that fits counts.
+    path:     a template of the path below the mount: "/articles/{id}", "/static/*", "*" (see `asgi.path`). The first
+              rule that fits counts.
     ttl:      freshness lifetime in seconds, for responses that give none themselves. None: the rule gives none.
     stale_while_revalidate, stale_if_error: seconds past freshness (RFC 5861), where the response gives none.
     vary:     request fields whose values select the response, besides those of its own Vary.
@@ -33,16 +35,13 @@ class CacheRule:
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.path.startswith(("/", "*")):
-            raise ConfigError(f"path must begin with '/' or '*', not {self.path!r}")
         for name in ("ttl", "stale_while_revalidate", "stale_if_error"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} must be at least 0 seconds, not {value!r}")
         if isinstance(self.vary, (str, bytes)) or isinstance(self.tags, str):
             raise ConfigError("vary and tags must be sequences of names, not one string")
-        pattern = ".*".join(re.escape(part) for part in self.path.split("*"))
-        object.__setattr__(self, "_pattern", re.compile(pattern, re.DOTALL))
+        object.__setattr__(self, "_pattern", path_pattern(self.path))
         names = (name if isinstance(name, bytes) else name.encode("latin-1") for name in self.vary)
         object.__setattr__(self, "nominated", tuple(name.lower() for name in names))
         object.__setattr__(self, "statuses", frozenset(self.statuses))

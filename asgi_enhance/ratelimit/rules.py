@@ -1,10 +1,10 @@
 """What a user writes: which requests, whose, how many. A `Rule` is configuration; `bound` makes of it what runs."""
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from asgi_enhance.asgi.path import path_pattern
 from asgi_enhance.asgi.scope import header, path_below_mount
 from asgi_enhance.asgi.types import Scope
 from asgi_enhance.errors import ConfigError
@@ -147,33 +147,9 @@ def resolve_key(spec: KeySpec | tuple[KeySpec, ...], client: Key) -> Key:
     raise ConfigError(f"Rule: key must be 'client', 'user', 'header:<name>', a callable or a tuple, not {spec!r}")
 
 
-def path_pattern(template: str) -> str:
-    """A path template as a regular expression."""
-    if not template.startswith("/"):
-        raise ConfigError(f"path must begin with a slash, not {template!r}")
-    parts = re.split(r"(\{\w+(?::path)?\}|/?\*$)", template)
-    pattern = ""
-    for part in parts:
-        if part.startswith("{"):
-            pattern += ".*" if part.endswith(":path}") else "[^/]+"
-        elif part == "/*":
-            pattern += "(?:/.*)?"
-        elif part == "*":
-            pattern += ".*"
-        elif "{" in part or "}" in part or "*" in part:
-            raise ConfigError(
-                f"path {template!r}: {part!r} is neither a {{segment}}, a {{rest:path}} nor a * at the end"
-            )
-        else:
-            pattern += re.escape(part)
-    return pattern
-
-
-def path_matcher(templates: Sequence[str]) -> Callable[[Scope], bool]:
+def path_matcher(templates: str | Sequence[str]) -> Callable[[Scope], bool]:
     """Whether a request's path is one of these templates."""
-    pattern = re.compile(
-        "(?:" + "|".join(path_pattern(template.rstrip("/") or "/") for template in templates) + ")/?", re.DOTALL
-    )
+    pattern = path_pattern(templates)
     return lambda scope: pattern.fullmatch(path_below_mount(scope)) is not None
 
 
