@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -234,12 +234,12 @@ async def test_a_thousand_series_never_hold_the_loop_for_long() -> None:
         labels = RequestLabels("GET", f"/route/{number}", "200")
         series = collector.table.requests[labels] = RequestSeries(labels, (0.1, *range(1, 14)))
         series.pending += (0.1, 0.2, 0, 3) * 50
-    worst, last, running = 0.0, perf_counter(), True
+    worst, last, running = 0.0, thread_time(), True
 
     async def watch() -> None:
         nonlocal worst, last
         while running:
-            now = perf_counter()
+            now = thread_time()
             worst, last = max(worst, now - last), now
             await asyncio.sleep(0)
 
@@ -250,4 +250,4 @@ async def test_a_thousand_series_never_hold_the_loop_for_long() -> None:
     running = False
     await watcher
     assert b"".join(pieces).count(b"\n") > 30_000
-    assert worst < 0.05, f"the loop was held for {worst:.3f} s"  # benchmarks/metrics.py holds it to 10 ms
+    assert worst < 0.02, f"the loop was held for {worst:.3f} s of CPU"  # benchmarks/metrics.py holds it to 10 ms
