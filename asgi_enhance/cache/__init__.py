@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from asgi_enhance.cache.core import Cache
+from asgi_enhance.cache.decorator import cached, generate_cache_key
 from asgi_enhance.cache.layer import CacheMiddleware
 from asgi_enhance.cache.memory import MemoryCache
 from asgi_enhance.cache.rules import CacheRule
@@ -11,10 +12,21 @@ from asgi_enhance.cache.stats import CacheStats
 
 if TYPE_CHECKING:
     from asgi_enhance.cache.redis import RedisCache
+    from asgi_enhance.cache.tiered import TieredCache
 
-__all__ = ["Cache", "CacheMiddleware", "CacheRule", "CacheStats", "MemoryCache", "RedisCache"]
+__all__ = [
+    "Cache",
+    "CacheMiddleware",
+    "CacheRule",
+    "CacheStats",
+    "MemoryCache",
+    "RedisCache",
+    "TieredCache",
+    "cached",
+    "generate_cache_key",
+]
 
-_LATER = {"RedisCache": "redis"}
+_LATER = {"RedisCache": "redis", "TieredCache": "tiered"}
 """What needs redis-py, which takes a while to import."""
 
 

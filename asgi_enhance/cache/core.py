@@ -5,7 +5,7 @@ a write overtakes what was being fetched when it came, is decided here.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from enum import Enum
 from inspect import isawaitable
 from typing import Any, Final, Generic, TypeVar
@@ -26,7 +26,6 @@ from asgi_enhance.errors import CacheError, ConfigError
 MAX_PASSES: Final = 10_000
 """How many names are remembered as hit-for-miss."""
 
-T = TypeVar("T")
 R = TypeVar("R", bound="Running")
 
 
@@ -120,13 +119,13 @@ class Cache(Resource[R], Generic[R]):
     async def get_or_compute(
         self,
         key: str,
-        compute: Callable[[], Awaitable[T] | T],
+        compute: Callable[[], Any],
         ttl: float | None = None,
         *,
         tags: Sequence[str] = (),
         as_type: Any = Any,
-    ) -> T:
-        """The value of `key`, computed if it is not there: once, however many ask at the same time.
+    ) -> Any:
+        """The value of `key`; if it is not there, what `compute` gives (or its coroutine): once, however many ask.
 
         Those who wait get the same value, or the same error. Nobody waits longer than `collapse_timeout` seconds:
         then he computes for himself.
@@ -137,7 +136,7 @@ class Cache(Resource[R], Generic[R]):
             value = await self._value(key)
             if value is not None:
                 self.stats.value_hits += 1
-                return value.load(as_type)  # type: ignore[no-any-return]
+                return value.load(as_type)
             flight = self.flights.find(name)
             if flight is None:
                 self.stats.value_misses += 1
@@ -146,7 +145,7 @@ class Cache(Resource[R], Generic[R]):
             if outcome is Outcome.SHARED:
                 self.stats.collapsed += 1
                 assert flight.value is not None
-                return flight.value.load(as_type)  # type: ignore[no-any-return]
+                return flight.value.load(as_type)
             if outcome is Outcome.FAILED and flight.error is not None:
                 raise flight.error
             if outcome is not Outcome.LOST:
@@ -156,12 +155,12 @@ class Cache(Resource[R], Generic[R]):
         self,
         name: str,
         key: str,
-        compute: Callable[[], Awaitable[T] | T],
+        compute: Callable[[], Any],
         ttl: float | None,
         tags: Sequence[str],
         as_type: Any,
         give_up: float,
-    ) -> T:
+    ) -> Any:
         flight = self.flights.open(name)
         claim = Claim.PASS
         try:
@@ -169,7 +168,7 @@ class Cache(Resource[R], Generic[R]):
                 if (found := await self._value(key)) is not None:
                     self.stats.collapsed += 1
                     flight.share(found)
-                    return found.load(as_type)  # type: ignore[no-any-return]
+                    return found.load(as_type)
             epoch, started = self.epoch(), time.perf_counter()
             computed = await self._compute(compute)
             kept = await self._keep(key, computed, ttl, tags, epoch=epoch, render_time=time.perf_counter() - started)
@@ -183,7 +182,7 @@ class Cache(Resource[R], Generic[R]):
             if claim is Claim.GRANTED:
                 await self.release(name)
 
-    async def _compute(self, compute: Callable[[], Awaitable[T] | T]) -> T:
+    async def _compute(self, compute: Callable[[], Any]) -> Any:
         self.stats.computations += 1
         result = compute()
         return await result if isawaitable(result) else result

@@ -184,6 +184,14 @@ class MemoryCache(Cache[Running]):
             if fact.kind == "all" and not fact.soft:
                 self.clear()
 
+    def holds(self, key: Key | str) -> bool:
+        return key in self._kept
+
+    def forget(self, key: Key | str) -> None:
+        """Let go of one URL or value."""
+        self._discard(key)
+        self._gauge()
+
     def clear(self) -> None:
         self._kept.clear()
         self._bytes = 0
@@ -203,8 +211,7 @@ class MemoryCache(Cache[Running]):
         if value.kept_until <= self.clock() or (
             value.epoch != self.purges.number and self.purges.verdict(value.epoch, value.tags) is not Verdict.KEPT
         ):
-            self._discard(key)
-            self._gauge()
+            self.forget(key)
             return None
         box.visited = True
         return value

@@ -1,10 +1,17 @@
 """An app that says what the test tells it to, and remembers what it was asked."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from asgi_enhance.asgi.scope import header
 from asgi_enhance.asgi.types import Headers, Message, Receive, Scope, Send
+
+
+async def until(condition: Callable[[], bool], patience: float = 5.0) -> None:
+    """Wait for what other tasks bring about."""
+    async with asyncio.timeout(patience):
+        while not condition():  # noqa: ASYNC110 what is waited for has no event
+            await asyncio.sleep(0.001)
 
 
 class Clock:

@@ -1,0 +1,90 @@
+"""`@cached`: a function whose results are kept, and computed once however many call at the same time."""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+
+from asgi_enhance.cache.core import Cache
+from asgi_enhance.cache.memory import MemoryCache
+from asgi_enhance.cache.request import Request, digest
+from asgi_enhance.errors import CacheError, ConfigError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def cached(
+    ttl: float,
+    *,
+    cache: Cache[Any] | None = None,
+    key: Callable[..., str] | None = None,
+    tags: Sequence[str] = (),
+    as_type: Any = Any,
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Keep the results of an async function.
+
+    ttl:     how long a result is kept, in seconds.
+    cache:   where. Default: a MemoryCache for this function alone.
+    key:     makes the key from the arguments. Default: the function's name and all its arguments, which must be such
+             as msgspec encodes; where one cannot be (a session, a request), say with `key` what tells calls apart.
+    tags:    names to purge results by.
+    as_type: what structures are decoded into (a msgspec type). Default: plain dicts, lists and the like.
+
+    The function gets `.cache`, `.key(*arguments)` and `await .forget(*arguments)`.
+    """
+    if not ttl > 0:
+        raise ConfigError(f"ttl must be more than 0 seconds, not {ttl!r}")
+
+    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigError(f"cached is for async functions, which {function!r} is not")
+        store = cache if cache is not None else MemoryCache()
+        signature = inspect.signature(function)
+        name = f"{function.__module__}.{function.__qualname__}"
+
+        def key_of(*arguments: P.args, **options: P.kwargs) -> str:
+            if key is not None:
+                return f"{name}:{key(*arguments, **options)}"
+            bound = signature.bind(*arguments, **options)
+            bound.apply_defaults()
+            # msgpack tells 1 from "1" and ("a", "b") from "ab"; Python's hash is another in every process
+            try:
+                packed = msgspec.msgpack.encode((bound.args, bound.kwargs), order="deterministic")
+            except (TypeError, ValueError, OverflowError) as error:
+                raise CacheError(f"the arguments of {name} make no key: {error}; give `key`") from error
+            return f"{name}:{blake2b(packed, digest_size=16).hexdigest()}"
+
+        @functools.wraps(function)
+        async def wrapper(*arguments: P.args, **options: P.kwargs) -> T:
+            result: T = await store.get_or_compute(
+                key_of(*arguments, **options),
+                lambda: function(*arguments, **options),
+                ttl,
+                tags=tags,
+                as_type=as_type,
+            )
+            return result
+
+        async def forget(*arguments: P.args, **options: P.kwargs) -> None:
+            await store.delete(key_of(*arguments, **options))
+
+        wrapper.cache = store  # type: ignore[attr-defined]
+        wrapper.key = key_of  # type: ignore[attr-defined]
+        wrapper.forget = forget  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+def generate_cache_key(request: Any) -> str:
+    """A key for a value that belongs to a request: method, URL as it was sent, and nothing else.
+
+    `request` is a scope, or whatever has one (a Starlette or FastAPI Request).
+    """
+    scope = request if isinstance(request, dict) else request.scope
+    read = Request(scope)
+    return digest((read.method.encode(), *read.key))

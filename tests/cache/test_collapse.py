@@ -1,0 +1,323 @@
+"""One call for all who want the same; stale while it is renewed, stale if that fails; streams that are not held up."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from asgi_enhance.asgi.types import Receive, Scope, Send
+from asgi_enhance.cache import Cache, CacheMiddleware, MemoryCache
+from asgi_enhance.testing.driver import Driver, Response, http_scope, request
+from tests.cache.origin import Answer, Clock, Origin, fields, until
+
+FRESH = "Cache-Control: max-age=60"
+
+
+async def at_once(layer: CacheMiddleware, origin: Origin, *asked: list[str], calls: int = 1) -> list[Response]:
+    """Ask all together, while the app is held up until `calls` of them have reached it."""
+    origin.gate = asyncio.Event()
+    tasks = [asyncio.create_task(request(layer, "/", headers=fields(lines))) for lines in asked]
+    await until(lambda: origin.calls >= calls)
+    for _ in range(20):  # whoever else could reach the app has had the time to
+        await asyncio.sleep(0)
+    origin.gate.set()
+    return await asyncio.gather(*tasks)
+
+
+async def test_fifty_cold_misses_make_one_call(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, body=b"body"))
+    layer = CacheMiddleware(origin, cache=cache)
+    answers = await at_once(layer, origin, *[[] for _ in range(50)])
+    assert {(answer.status, answer.body) for answer in answers} == {(200, b"body")}
+    assert origin.calls == 1
+    told = [answer.header("cache-status") for answer in answers]
+    assert told.count("asgi-enhance; fwd=uri-miss; collapsed") == 49
+    assert layer.stats.collapsed == 49
+
+
+@pytest.mark.parametrize(
+    "lines", [["Cache-Control: no-store"], [FRESH, "Set-Cookie: a=1"], ["Cache-Control: private"], [], ["Vary: *"]]
+)
+async def test_what_is_not_for_sharing_is_not_shared_and_not_waited_for(cache: Cache[Any], lines: list[str]) -> None:
+    origin = Origin(*[Answer(*lines, body=b"%d" % number) for number in range(20)])
+    layer = CacheMiddleware(origin, cache=cache)
+    answers = await at_once(layer, origin, *[[] for _ in range(10)])
+    assert sorted(answer.body for answer in answers) == [b"%d" % number for number in range(10)]
+    # From now on nobody waits: all ten are at the app together
+    before = origin.calls
+    await at_once(layer, origin, *[[] for _ in range(10)], calls=before + 10)
+
+
+async def test_followers_of_another_variant_go_on_their_own(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, "Vary: X-Tenant"))
+    layer = CacheMiddleware(origin, cache=cache)
+    await at_once(layer, origin, *[[f"X-Tenant: {number % 3}"] for number in range(12)])
+    assert origin.calls == 3
+
+
+async def test_a_leader_that_is_cancelled_is_replaced(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, body=b"body"))
+    origin.gate = asyncio.Event()
+    layer = CacheMiddleware(origin, cache=cache)
+    leader = asyncio.create_task(request(layer, "/"))
+    await origin.called.wait()
+    followers = [asyncio.create_task(request(layer, "/")) for _ in range(5)]
+    await asyncio.sleep(0)
+    leader.cancel()
+    await until(lambda: origin.calls == 2)
+    origin.gate.set()
+    assert {answer.body for answer in await asyncio.gather(*followers)} == {b"body"}
+    assert origin.calls == 2
+
+
+async def test_nobody_waits_longer_than_he_should(clock: Clock) -> None:
+    origin = Origin(Answer(FRESH))
+    layer = CacheMiddleware(origin, cache=MemoryCache(collapse_timeout=0.01, clock=clock))
+    await at_once(layer, origin, [], [], [], calls=3)
+    assert origin.calls == 3
+
+
+async def test_collapsing_can_be_switched_off(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH))
+    await at_once(CacheMiddleware(origin, cache=cache, collapse=False), origin, [], [], calls=2)
+
+
+async def test_a_write_overtakes_what_is_being_fetched(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, body=b"old"), Answer(), Answer(FRESH, body=b"new"))
+    origin.gate = asyncio.Event()
+    layer = CacheMiddleware(origin, cache=cache)
+    reading = asyncio.create_task(request(layer, "/"))
+    await origin.called.wait()
+    gate, origin.gate = origin.gate, None
+    await request(layer, "/", method="POST")
+    gate.set()
+    assert (await reading).body == b"old"
+    assert (await request(layer, "/")).body == b"new"
+
+
+async def test_a_purge_overtakes_what_is_being_fetched(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, "Surrogate-Key: a", body=b"old"), Answer(FRESH, body=b"new"))
+    origin.gate = asyncio.Event()
+    layer = CacheMiddleware(origin, cache=cache)
+    reading = asyncio.create_task(request(layer, "/"))
+    await origin.called.wait()
+    await cache.purge(tags=["a"])
+    origin.gate.set()
+    await reading
+    assert (await request(layer, "/")).body == b"new"
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+async def test_bytes_pass_as_they_come(cache: Cache[Any]) -> None:
+    step = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": fields(FRESH)})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await step.wait()
+        await send({"type": "http.response.body", "body": b"two"})
+
+    layer = CacheMiddleware(app, cache=cache)
+    async with Driver(layer, http_scope("/"), [{"type": "http.request"}]) as client:
+        assert (await client.next())["type"] == "http.response.start"
+        assert (await client.next())["body"] == b"one"
+        step.set()
+        assert (await client.next())["body"] == b"two"
+
+
+async def test_the_entry_is_stored_before_the_last_message_is_sent(cache: Cache[Any]) -> None:
+    order: list[str] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            order.append(f"last message, {layer.stats.stored} stored")
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    layer = CacheMiddleware(Origin(Answer(FRESH, body=[b"a", b"b"])), cache=cache)
+    await layer(http_scope("/"), receive, send)
+    assert order == ["last message, 1 stored"]
+
+
+async def test_a_body_that_is_too_large_passes_and_is_not_kept(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, body=[b"x" * 600, b"y" * 600]))
+    layer = CacheMiddleware(origin, cache=cache, max_body=1000)
+    for _ in range(2):
+        assert len((await request(layer, "/")).body) == 1200
+    assert origin.calls == 2
+    assert layer.stats.too_large == 2
+
+
+@pytest.mark.parametrize("lines", [[FRESH], ["Content-Type: text/event-stream", "Cache-Control: no-store"]])
+async def test_an_endless_stream_is_not_held_up(cache: Cache[Any], lines: list[str]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": fields(lines)})
+        while True:
+            await send({"type": "http.response.body", "body": b"data: x\n\n" * 1000, "more_body": True})
+            await asyncio.sleep(0)
+
+    async with Driver(CacheMiddleware(app, cache=cache, max_body=100_000), http_scope("/"), capacity=4) as client:
+        for _ in range(50):
+            await client.next()
+
+
+async def test_a_response_that_breaks_off_is_not_kept(cache: Cache[Any]) -> None:
+    calls = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal calls
+        calls += 1
+        await send({"type": "http.response.start", "status": 200, "headers": fields(FRESH)})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise RuntimeError("broken")
+
+    layer = CacheMiddleware(app, cache=cache)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken"):
+            await request(layer, "/")
+    assert calls == 2
+
+
+async def test_files_are_asked_for_as_bytes_where_they_can_be_kept(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH))
+    layer = CacheMiddleware(origin, cache=cache)
+    await request(layer, "/")
+    assert "http.response.pathsend" not in origin.asked[0]["extensions"]
+    await request(layer, "/x", headers=fields("Range: bytes=0-1"))
+    assert "http.response.pathsend" in origin.asked[1]["extensions"]
+
+
+# -- stale responses --------------------------------------------------------------------------------------------------
+
+
+async def test_a_stale_response_is_served_while_it_is_renewed_once(cache: Cache[Any], clock: Clock) -> None:
+    line = "Cache-Control: max-age=60, stale-while-revalidate=30"
+    origin = Origin(Answer(line, 'ETag: "a"', body=b"old"), Answer(line, 'ETag: "b"', body=b"new"))
+    layer = CacheMiddleware(origin, cache=cache)
+    await request(layer, "/")
+    clock.step(70)
+    origin.gate = asyncio.Event()
+    for _ in range(5):
+        answer = await request(layer, "/", headers=fields('If-None-Match: "x"'))
+        assert answer.body == b"old"
+        assert answer.header("cache-status") == "asgi-enhance; hit; ttl=-10"
+    await until(lambda: origin.calls == 2)
+    origin.gate.set()
+    await until(lambda: layer.stats.stored == 2)
+    assert (await request(layer, "/")).body == b"new"
+    assert origin.calls == 2
+    assert origin.sent("if-none-match") == '"a"', "the renewal asks with the cache's validator, not with the client's"
+
+
+async def test_stale_while_revalidate_ends(cache: Cache[Any], clock: Clock) -> None:
+    line = "Cache-Control: max-age=60, stale-while-revalidate=30"
+    origin = Origin(Answer(line, body=b"old"), Answer(line, body=b"new"))
+    layer = CacheMiddleware(origin, cache=cache)
+    await request(layer, "/")
+    clock.step(91)
+    assert (await request(layer, "/")).body == b"new"
+
+
+async def test_a_renewal_has_a_receive_that_blocks_and_is_ended_with_the_cache() -> None:
+    ended: list[str] = []
+    line = "Cache-Control: max-age=60, stale-while-revalidate=30"
+    clock, calls = Clock(), 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal calls
+        calls += 1
+        await receive()
+        if calls > 1:
+            try:
+                await receive()
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+        await send({"type": "http.response.start", "status": 200, "headers": fields(line)})
+        await send({"type": "http.response.body"})
+
+    cache = MemoryCache(clock=clock)
+    async with cache:
+        layer = CacheMiddleware(app, cache=cache)
+        await request(layer, "/")
+        clock.step(70)
+        await request(layer, "/")
+        await until(lambda: calls == 2)
+    assert ended == ["cancelled"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("down"), *(Answer(status=code) for code in (500, 502, 503, 504))])
+async def test_a_stale_response_stands_in_for_an_error(cache: Cache[Any], clock: Clock, failure: Any) -> None:
+    origin = Origin(Answer("Cache-Control: max-age=60, stale-if-error=30", body=b"old"), failure)
+    layer = CacheMiddleware(origin, cache=cache)
+    await request(layer, "/")
+    clock.step(70)
+    answer = await request(layer, "/")
+    assert (answer.status, answer.body) == (200, b"old")
+    assert "detail=stale-if-error" in (answer.header("cache-status") or "")
+    clock.step(30)
+    if isinstance(failure, Exception):
+        with pytest.raises(RuntimeError, match="down"):
+            await request(layer, "/")
+    else:
+        assert (await request(layer, "/")).status == failure.start["status"]
+
+
+@pytest.mark.parametrize("veto", ["must-revalidate", "proxy-revalidate", "s-maxage=60", "no-cache"])
+async def test_a_veto_beats_staleness(cache: Cache[Any], clock: Clock, veto: str) -> None:
+    line = f"Cache-Control: max-age=60, stale-if-error=300, stale-while-revalidate=300, {veto}"
+    origin = Origin(Answer(line, 'ETag: "a"', body=b"old"), Answer(status=503))
+    layer = CacheMiddleware(origin, cache=cache, honour=["max-stale"])
+    await request(layer, "/")
+    clock.step(70)
+    assert (await request(layer, "/", headers=fields("Cache-Control: max-stale"))).status == 503
+
+
+@pytest.mark.parametrize(
+    ("line", "after", "calls"),
+    [
+        ("no-cache", 5, 2),
+        ("max-age=0", 5, 2),
+        ("max-age=10", 5, 1),
+        ("max-age=4", 5, 2),
+        ("min-fresh=50", 5, 1),
+        ("min-fresh=56", 5, 2),
+        ("max-stale", 70, 1),
+        ("max-stale=20", 70, 1),
+        ("max-stale=5", 70, 2),
+        ("no-cache", 0, 1),  # it came this very moment: no client needs it newer
+    ],
+)
+async def test_directives_of_requests_can_be_honoured(
+    cache: Cache[Any], clock: Clock, line: str, after: int, calls: int
+) -> None:
+    origin = Origin(Answer(FRESH, 'ETag: "a"'))
+    layer = CacheMiddleware(origin, cache=cache, honour=["no-cache", "max-age", "min-fresh", "max-stale"])
+    await request(layer, "/")
+    clock.step(after)
+    await request(layer, "/", headers=fields(f"Cache-Control: {line}"))
+    assert origin.calls == calls
+
+
+async def test_only_if_cached_is_answered_without_the_app(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH))
+    layer = CacheMiddleware(origin, cache=cache)
+    assert (await request(layer, "/", headers=fields("Cache-Control: only-if-cached"))).status == 504
+    await request(layer, "/")
+    assert (await request(layer, "/", headers=fields("Cache-Control: only-if-cached"))).status == 200
+    assert origin.calls == 1
+
+
+async def test_an_early_refresh_renews_what_is_about_to_expire(cache: Cache[Any], clock: Clock) -> None:
+    origin = Origin(Answer(FRESH, body=b"old"), Answer(FRESH, body=b"new"))
+    layer = CacheMiddleware(origin, cache=cache, early=1.0, rng=lambda: 1e-9)
+    await request(layer, "/")
+    await request(layer, "/")
+    assert origin.calls == 1, "it is far from expiring"
+    clock.step(59.9999)
+    assert (await request(layer, "/")).body == b"old"
+    await until(lambda: layer.stats.stored == 2)
+    assert (await request(layer, "/")).body == b"new"

@@ -1,0 +1,359 @@
+"""Caches as the users' own code sees them, and what all of them promise."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from asgi_enhance.cache import Cache, CacheMiddleware, MemoryCache, RedisCache, TieredCache, cached, generate_cache_key
+from asgi_enhance.errors import CacheError, ConfigError
+from asgi_enhance.redis import RedisManager
+from asgi_enhance.testing.driver import http_scope, request
+from tests.cache.origin import Answer, Clock, Origin, until
+
+
+class User(msgspec.Struct):
+    name: str
+
+
+@pytest.mark.parametrize("value", ["text", "", b"\x00\xff", 1, 1.5, None, True, [1, "a"], {"a": {"b": [1]}}])
+async def test_a_value_comes_back_as_it_went_in(any_cache: Cache[Any], value: Any) -> None:
+    await any_cache.set("key", value)
+    for _ in range(2):
+        assert await any_cache.get("key", "default") == value
+    assert await any_cache.exists("key")
+
+
+async def test_a_structure_comes_back_as_its_type(any_cache: Cache[Any]) -> None:
+    await any_cache.set("user", User("alice"))
+    assert await any_cache.get("user", as_type=User) == User("alice")
+    assert await any_cache.get("user") == {"name": "alice"}
+    with pytest.raises(CacheError, match="not a"):
+        await any_cache.get("user", as_type=int)
+
+
+async def test_what_cannot_be_encoded_is_refused(any_cache: Cache[Any]) -> None:
+    with pytest.raises(CacheError, match="object cannot be cached"):
+        await any_cache.set("key", object())
+
+
+async def test_a_value_expires(any_cache: Cache[Any], clock: Clock) -> None:
+    await any_cache.set("key", 1, ttl=10)
+    clock.step(9.9)
+    assert await any_cache.get("key") == 1
+    clock.step(0.2)
+    assert await any_cache.get("key") is None
+    assert not await any_cache.exists("key")
+
+
+async def test_a_value_is_deleted(any_cache: Cache[Any]) -> None:
+    await any_cache.set("a", 1)
+    await any_cache.set("b", 2)
+    assert [await any_cache.get("a"), await any_cache.get("b")] == [1, 2]
+    await any_cache.delete("a", "b", "c")
+    assert [await any_cache.get("a"), await any_cache.get("b")] == [None, None]
+
+
+async def test_nobody_changes_what_another_one_reads(any_cache: Cache[Any]) -> None:
+    value = {"list": [1]}
+    await any_cache.set("key", value)
+    value["list"].append(2)
+    first = await any_cache.get("key")
+    first["list"].append(3)
+    assert await any_cache.get("key") == {"list": [1]}
+
+
+async def test_a_value_is_computed_once_for_all(any_cache: Cache[Any]) -> None:
+    calls, gate = 0, asyncio.Event()
+
+    async def compute() -> str:
+        nonlocal calls
+        calls += 1
+        await gate.wait()
+        return "computed"
+
+    tasks = [asyncio.create_task(any_cache.get_or_compute("key", compute)) for _ in range(50)]
+    await until(lambda: calls == 1)
+    gate.set()
+    assert set(await asyncio.gather(*tasks)) == {"computed"}
+    assert await any_cache.get_or_compute("key", compute) == "computed"
+    assert calls == 1
+
+
+async def test_an_error_is_told_to_all_who_wait_and_not_kept(any_cache: Cache[Any]) -> None:
+    calls, gate = 0, asyncio.Event()
+
+    async def compute() -> str:
+        nonlocal calls
+        calls += 1
+        await gate.wait()
+        raise LookupError("no such user")
+
+    tasks = [asyncio.create_task(any_cache.get_or_compute("key", compute)) for _ in range(5)]
+    await until(lambda: calls == 1)
+    gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(result) for result in results] == ["no such user"] * 5
+    assert calls == 1
+    assert await any_cache.get_or_compute("key", lambda: "better") == "better"
+
+
+async def test_whoever_computes_and_is_cancelled_is_replaced(any_cache: Cache[Any]) -> None:
+    calls, gate = 0, asyncio.Event()
+
+    async def compute() -> int:
+        nonlocal calls
+        calls += 1
+        await gate.wait()
+        return calls
+
+    first = asyncio.create_task(any_cache.get_or_compute("key", compute))
+    await until(lambda: calls == 1)
+    second = asyncio.create_task(any_cache.get_or_compute("key", compute))
+    await asyncio.sleep(0)
+    first.cancel()
+    await until(lambda: calls == 2)
+    gate.set()
+    assert await second == 2
+
+
+@pytest.mark.parametrize("what", [{"tags": ["news"]}, {"everything": True}])
+@pytest.mark.parametrize("soft", [False, True])
+async def test_values_are_purged(any_cache: Cache[Any], what: dict[str, Any], soft: bool) -> None:
+    await any_cache.set("a", 1, tags=["news", "x"])
+    assert await any_cache.get("a") == 1
+    await any_cache.purge(**what, soft=soft)
+    assert await any_cache.get("a") is None
+    await any_cache.set("a", 2, tags=["news"])
+    assert await any_cache.get("a") == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "gone"),
+    [
+        ({"tags": ["a"]}, "/news/1?x"),
+        ({"tags": ["b"]}, "/news/1?x"),
+        ({"tags": ["c"]}, "/news/1?x"),
+        ({"url": "http://testserver/news/1?x"}, "/news/1?x"),
+        ({"prefix": "http://testserver/news/"}, "/news/1?x"),
+        ({"everything": True}, "/news/1?x"),
+        ({"tags": ["A"]}, None),
+        ({"url": "http://testserver/news/1"}, None),
+        ({"prefix": "http://testserver/other/"}, None),
+    ],
+)
+@pytest.mark.parametrize("soft", [False, True])
+async def test_responses_are_purged(any_cache: Cache[Any], what: dict[str, Any], gone: str | None, soft: bool) -> None:
+    lines = ["Cache-Control: max-age=60", "Surrogate-Key: a b", "Cache-Tag: c,d", 'ETag: "1"']
+    origin = Origin(Answer(*lines, body=b"old"), Answer("Cache-Control: max-age=60", body=b"new"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    for _ in range(2):
+        await request(layer, "/news/1?x")
+    await any_cache.purge(**what, soft=soft)
+    answer = await request(layer, "/news/1?x")
+    assert answer.body == (b"old" if gone is None else b"new")
+    if gone is not None:
+        assert origin.sent("if-none-match") == ('"1"' if soft else None), "a soft purge leaves something to validate"
+    assert (await request(layer, "/news/1?x")).body == answer.body
+
+
+async def test_a_softly_purged_response_is_served_while_it_is_renewed(any_cache: Cache[Any]) -> None:
+    line = "Cache-Control: max-age=60, stale-while-revalidate=60"
+    origin = Origin(Answer(line, "Cache-Tag: a", body=b"old"), Answer(line, body=b"new"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    await request(layer, "/")
+    await any_cache.purge(tags=["a"], soft=True)
+    assert (await request(layer, "/")).body == b"old"
+    await until(lambda: layer.stats.stored == 2)
+    assert (await request(layer, "/")).body == b"new"
+
+
+async def test_a_purge_must_say_what(any_cache: Cache[Any]) -> None:
+    with pytest.raises(CacheError, match="what"):
+        await any_cache.purge()
+    with pytest.raises(CacheError, match="tags"):
+        await any_cache.purge(tags="news")
+
+
+# -- bounds -----------------------------------------------------------------------------------------------------------
+
+
+async def test_memory_is_bounded_by_bytes() -> None:
+    cache = MemoryCache(max_bytes=100_000)
+    for number in range(500):
+        await cache.set(f"key {number}", b"x" * 1000)
+        assert cache.stats.bytes <= 100_000
+    assert cache.stats.evictions > 400
+    assert await cache.get("key 499") is not None
+
+
+async def test_memory_is_bounded_by_count() -> None:
+    cache = MemoryCache(max_entries=10)
+    for number in range(100):
+        await cache.set(str(number), 1)
+    assert cache.stats.entries == 10
+
+
+async def test_a_value_larger_than_the_cache_is_not_kept_and_ends_its_predecessor() -> None:
+    cache = MemoryCache(max_bytes=10_000)
+    await cache.set("key", "small")
+    await cache.set("key", b"x" * 20_000)
+    assert await cache.get("key") is None
+    assert cache.stats.bytes == 0
+
+
+async def test_what_is_asked_for_outlives_what_is_not() -> None:
+    cache = MemoryCache(max_entries=10)
+    await cache.set("wanted", 1)
+    for number in range(100):
+        await cache.set(str(number), 1)
+        assert await cache.get("wanted") == 1
+
+
+async def test_what_has_expired_goes_before_it_is_in_the_way(clock: Clock) -> None:
+    cache = MemoryCache(clock=clock)
+    for number in range(100):
+        await cache.set(str(number), 1, ttl=1)
+    clock.step(2)
+    for number in range(100, 150):
+        await cache.set(str(number), 1, ttl=1)
+    assert cache.stats.entries == 50
+    assert cache.stats.evictions == 0
+
+
+async def test_variants_are_capped_and_the_oldest_goes(any_cache: Cache[Any]) -> None:
+    origin = Origin(Answer("Cache-Control: max-age=60", "Vary: X"))
+    any_cache.max_variants = 4  # type: ignore[attr-defined]
+    if isinstance(any_cache, TieredCache):
+        any_cache.near.max_variants = 4
+    layer = CacheMiddleware(origin, cache=any_cache)
+    for number in range(6):
+        await request(layer, "/", headers=[(b"x", b"%d" % number)])
+    for number in (5, 4, 3, 2):
+        await request(layer, "/", headers=[(b"x", b"%d" % number)])
+    assert origin.calls == 6
+    await request(layer, "/", headers=[(b"x", b"0")])
+    assert origin.calls == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"max_entries": 0}, "max_entries"),
+        ({"max_variants": 0}, "max_variants"),
+        ({"ttl": 0}, "ttl"),
+        ({"collapse_timeout": 0}, "collapse_timeout"),
+        ({"hit_for_miss": -1}, "hit_for_miss"),
+    ],
+)
+def test_a_bad_bound_is_named(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        MemoryCache(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"honour": ["no-such"]}, "honour"),
+        ({"set_cookie": "keep"}, "set_cookie"),
+        ({"cookies": "x"}, "cookies"),
+        ({"invalid_age": "x"}, "invalid_age"),
+        ({"heuristic": 2}, "heuristic"),
+        ({"jitter": -1}, "jitter"),
+        ({"max_body": -1}, "max_body"),
+        ({"early": -1}, "early"),
+        ({"refresh_timeout": 0}, "refresh_timeout"),
+        ({"cache_status": "two words"}, "cache_status"),
+        ({"key_headers": "X-Tenant"}, "names"),
+        ({"cache": MemoryCache(), "redis": "redis://localhost"}, "cache and redis"),
+    ],
+)
+def test_a_bad_option_is_named(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        CacheMiddleware(Origin(Answer()), **options)
+
+
+# -- what is stored is data, or nothing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x80\x04garbage", b"\x02" + b"\x00" * 20, None])
+async def test_a_corrupt_entry_is_a_miss_and_deleted(redis: RedisManager, clock: Clock, damage: bytes | None) -> None:
+    origin = Origin(Answer("Cache-Control: max-age=60", body=b"body"))
+    async with RedisCache(redis, clock=clock) as cache:
+        layer = CacheMiddleware(origin, cache=cache)
+        await request(layer, "/")
+        (key,) = [key for key in await redis.execute("KEYS", f"{redis.prefix}:cache:r:*") if key.endswith(b"}")]
+        frame = await redis.execute("HGET", key, "-")
+        await redis.execute("HSET", key, "-", frame[:-1] if damage is None else damage)
+        assert (await request(layer, "/")).body == b"body"
+        assert (origin.calls, layer.stats.corrupt) == (2, 1)
+        await request(layer, "/")
+        assert origin.calls == 2
+
+
+async def test_a_corrupt_value_is_a_miss_and_deleted(redis: RedisManager) -> None:
+    async with RedisCache(redis) as cache:
+        await cache.set("key", "value")
+        await redis.execute("SET", redis.key("cache", "v", "key"), b"\x80\x04K\x01.")
+        assert await cache.get("key") is None
+        assert cache.stats.corrupt == 1
+        assert await redis.execute("EXISTS", redis.key("cache", "v", "key")) == 0
+
+
+async def test_entries_in_redis_expire_there(redis: RedisManager) -> None:
+    async with RedisCache(redis) as cache:
+        await request(CacheMiddleware(Origin(Answer("Cache-Control: max-age=60")), cache=cache), "/")
+        keys = await redis.execute("KEYS", f"{redis.prefix}:cache:r:*")
+        assert keys
+        for key in keys:
+            assert 0 < await redis.execute("PTTL", key) <= 60_000
+
+
+# -- decorator and keys -----------------------------------------------------------------------------------------------
+
+
+async def test_a_cached_function_is_called_once_for_the_same_arguments() -> None:
+    calls: list[Any] = []
+
+    @cached(60)
+    async def double(number: Any, times: int = 2) -> Any:
+        calls.append(number)
+        return number * times
+
+    assert [await double(1), await double(1), await double(number=1, times=2), await double("1")] == [2, 2, 2, "11"]
+    assert calls == [1, "1"]
+    await double.forget(1)  # type: ignore[attr-defined]
+    await double(1)
+    assert calls == [1, "1", 1]
+
+
+async def test_a_cached_function_can_make_its_own_key() -> None:
+    calls = 0
+
+    @cached(60, key=lambda session, user: str(user))
+    async def load(session: object, user: int) -> int:
+        nonlocal calls
+        calls += 1
+        return user
+
+    assert [await load(object(), 1), await load(object(), 1), await load(object(), 2)] == [1, 1, 2]
+    assert calls == 2
+
+
+async def test_arguments_that_make_no_key_are_refused() -> None:
+    @cached(60)
+    async def load(session: object) -> int:
+        return 1
+
+    with pytest.raises(CacheError, match="give `key`"):
+        await load(object())
+    with pytest.raises(ConfigError, match="ttl"):
+        cached(0)
+
+
+def test_a_generated_key_tells_urls_and_methods_apart() -> None:
+    scopes = [http_scope("/a?b"), http_scope("/a"), http_scope("/a?b", method="POST"), http_scope("/a%3Fb")]
+    assert len({generate_cache_key(scope) for scope in scopes}) == 4
+    assert generate_cache_key(http_scope("/a?b")) == generate_cache_key(http_scope("/a?b"))
