@@ -61,6 +61,12 @@ class EnhancedAPI(Resource[AsyncExitStack]):
         self.metrics_collector = MetricsCollector(redis=self.redis)
         for name, core in self._cores().items():
             self.metrics_collector.watch(name, core.stats)
+        self.metrics_collector.watch(
+            "backend",
+            self.load_balancer.report,
+            label="backend",
+            gauges=("weight", "priority", "in_flight", "latency"),
+        )
         self._client = ClientAddress(self.settings.trusted_proxies)
         self._gateway = self._limit(CacheMiddleware(LoadBalanceApp(balancer=self.load_balancer), cache=self.cache), ())
         self._counted_gateway = MetricsMiddleware(self._gateway, collector=self.metrics_collector, path=None)

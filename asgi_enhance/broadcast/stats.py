@@ -1,6 +1,7 @@
 """What a processor has counted, in plain integers."""
 
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 
 @dataclass(slots=True)
@@ -30,6 +31,8 @@ class Stats:
     gaps:             times a group had to be caught up from its history.
     remote_failures:  messages that reached this process only, because Redis was away.
     """
+
+    GAUGES: ClassVar = ("connections", "groups", "outbox_bytes")
 
     connections: int = 0
     groups: int = 0

@@ -1,11 +1,14 @@
 """What a cache counts: plain integers, read by whoever wants to know."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(slots=True)
 class CacheStats:
     """Counters since the start, and two gauges: `entries` and `bytes`."""
+
+    GAUGES: ClassVar = ("entries", "bytes")
 
     hits: int = 0
     """Answered from the store, without the app."""

@@ -1,0 +1,79 @@
+"""The facade as a part of somebody's program."""
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from asgi_enhance import ConfigError, EnhancedAPI, Rule, Settings
+from asgi_enhance.testing.driver import Lifetime, WebSocket, request, websocket_scope
+
+
+async def page(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("page", headers={"cache-control": "max-age=60"})
+
+
+@pytest.fixture
+def inner() -> Starlette:
+    return Starlette(routes=[Route("/page", page), Route("/login", page)])
+
+
+async def test_wrap_puts_all_layers_round_an_app_and_starts_and_stops_with_it(inner: Starlette) -> None:
+    api = EnhancedAPI(settings=Settings(rate_limit=3))
+    app = api.wrap(inner, rules=[Rule("1/minute", name="login", path="/login")], websocket_path="/ws/{client_id}")
+    async with Lifetime(app):
+        assert api.opened() is not None
+        assert "fwd=uri-miss" in str((await request(app, "/page")).header("cache-status"))
+        assert "hit" in str((await request(app, "/page")).header("cache-status"))
+        assert [(await request(app, "/login")).status for _ in range(2)] == [200, 429]
+        assert (await request(app, "/page")).status == 429
+        async with WebSocket(app, websocket_scope("/ws/ada", client=("198.51.100.1", 1))) as socket:
+            await socket.accepted()
+            await api.broadcast_event("news", {"n": 1})
+            assert await socket.receive_json() == {"event": "news", "data": {"n": 1}}
+            socket.leave()
+            await socket.ended()
+        assert 'http_route="/page"' in (await request(app, "/metrics")).body.decode()
+    assert api.opened() is None
+
+
+async def test_the_snapshot_has_all_that_the_parts_count(inner: Starlette) -> None:
+    async with EnhancedAPI(settings=Settings(backends=("http://127.0.0.1:1",))) as api:
+        app = api.wrap(inner)
+        for _ in range(2):
+            await request(app, "/page")
+        metrics = api.get_metrics()
+        assert metrics["cache"]["hits"] == 1
+        assert metrics["ratelimit"]["allowed"] == 2
+        assert metrics["requests"]["total"] == 2
+        assert metrics["backend"]["http://127.0.0.1:1"]["state"] == "up"
+        assert metrics["broadcast"]["connections"] == 0
+        assert {"p50", "p95", "p99"} <= set(metrics["latency"]["start"])
+
+
+async def test_the_websocket_path_is_the_apps_own_unless_it_is_given(inner: Starlette) -> None:
+    async with EnhancedAPI() as api, WebSocket(api.wrap(inner), websocket_scope("/ws/ada")) as socket:
+        answer = await socket.refused()
+        assert answer["type"] == "websocket.close"  # type: ignore[index]
+
+
+async def test_initializing_again_adds_backends_and_forgets_none() -> None:
+    api = EnhancedAPI(settings=Settings(backends=("http://127.0.0.1:1",)))
+    await api.initialize(["http://127.0.0.1:2"])
+    await api.initialize(backend_urls=["http://127.0.0.1:2", "http://127.0.0.1:3"])
+    assert sorted(api.load_balancer.report()) == [f"http://127.0.0.1:{port}" for port in (1, 2, 3)]
+    await api.shutdown()
+    await api.shutdown()
+
+
+def test_a_bad_backend_or_redis_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="ftp://x"):
+        EnhancedAPI(settings=Settings(backends=("ftp://x",)))
+    with pytest.raises(ConfigError, match="redis://"):
+        EnhancedAPI("http://127.0.0.1:6379")
+
+
+def test_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_CACHE_TTL", "7")
+    assert EnhancedAPI().cache.ttl == 7
