@@ -29,6 +29,8 @@ STRATEGIES = ("bucketed-window", "fixed-window", "moving-window", "sliding-windo
 
 ON_ERROR = ("local", "open", "closed")
 
+NO_DELAYS: Mapping[str, float] = MappingProxyType({})
+
 RETRY_UNAVAILABLE = 1.0
 """Seconds after which to come back to a limiter that could not decide: about when Redis is tried again."""
 
@@ -128,6 +130,11 @@ class RateLimiter(Resource[Any]):
         self._quotas = found
         self._limits = MappingProxyType(dict(by_type))
 
+    @property
+    def live_keys(self) -> int:
+        """Identities kept in memory, over all quotas."""
+        return len(self._memory)
+
     # What your own code calls.
 
     async def connect(self) -> None:
@@ -147,7 +154,7 @@ class RateLimiter(Resource[Any]):
 
     async def hit(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> Decision:
         """Take `cost` units if they fit: the whole decision."""
-        return await self.acquire(self.demands(client_id, endpoint_type, cost))
+        return self._counted(await self._decide(self.demands(client_id, endpoint_type, cost)))
 
     async def peek(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> Decision:
         """What `hit` would say, without taking anything."""
@@ -193,11 +200,12 @@ class RateLimiter(Resource[Any]):
             return decision
         return self._counted(decision)
 
-    async def acquire(self, demands: tuple[Demand, ...], *, max_delay: float = 0.0) -> Decision:
-        """Admit all demands or none of them, after a delay of up to `max_delay` seconds if they fit then."""
+    async def acquire(self, demands: tuple[Demand, ...], *, delays: Mapping[str, float] = NO_DELAYS) -> Decision:
+        """Admit all demands or none of them. Quotas named in `delays` may hold a request up for so many seconds, if it
+        fits then."""
         decision = await self._decide(demands)
-        if not decision.allowed and max_delay and self._delayed < self._max_delayed:
-            decision = await self._later(demands, decision, time.monotonic() + max_delay)
+        if delays and not decision.allowed and self._delayed < self._max_delayed:
+            decision = await self._later(demands, decision, delays)
         return self._counted(decision)
 
     async def watch(self, demands: tuple[Demand, ...]) -> Decision:
@@ -234,17 +242,19 @@ class RateLimiter(Resource[Any]):
         if self._at_once:
             return self._memory.hit(demands)
         try:
-            decision: Decision = await (await self.started()).hit(demands)
+            decision: Decision = await (self.opened() or await self.started()).hit(demands)
         except RedisUnavailable:
             self.stats.unavailable += 1
             return self._alone(demands, self._memory.hit)
         return decision
 
-    async def _later(self, demands: tuple[Demand, ...], decision: Decision, deadline: float) -> Decision:
+    async def _later(self, demands: tuple[Demand, ...], decision: Decision, delays: Mapping[str, float]) -> Decision:
+        begun = time.monotonic()
         self._delayed += 1
         try:
             while not decision.allowed and decision.retry_after is not None:
-                if time.monotonic() + decision.retry_after > deadline:
+                patience = min(delays.get(name, 0.0) for name in decision.violated)
+                if time.monotonic() - begun + decision.retry_after > patience:
                     break
                 await asyncio.sleep(decision.retry_after)
                 decision = await self._decide(demands)

@@ -121,6 +121,7 @@ def spell(identity: Any) -> str:
     return text if len(text) <= LONGEST else f"\0h{digest(text)}"
 
 
+@lru_cache(maxsize=4096)
 def digest(identity: str) -> str:
     """128 bits of the identity, in hexadecimal: what leaves this process."""
     return blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

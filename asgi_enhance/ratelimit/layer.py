@@ -20,7 +20,7 @@ from asgi_enhance.ratelimit.core import RateLimiter
 from asgi_enhance.ratelimit.decision import Decision, Demand
 from asgi_enhance.ratelimit.headers import Serializer, draft10
 from asgi_enhance.ratelimit.keys import LONGEST, by_client
-from asgi_enhance.ratelimit.lease import Applied, Lease, take_slots
+from asgi_enhance.ratelimit.lease import Applied, Lease, delays, take_slots
 from asgi_enhance.ratelimit.messages import LimitedMessages
 from asgi_enhance.ratelimit.notation import Limits
 from asgi_enhance.ratelimit.rules import OnError, Rule
@@ -103,7 +103,7 @@ class RateLimitMiddleware:
         self._http = tuple(rule for rule in bound if rule.rule.covers("http"))
         self._websocket = tuple(rule for rule in bound if rule.rule.covers("websocket"))
         self._messages = tuple(rule for rule in bound if rule.rule.covers("message"))
-        self._leases = not all(rule.plain for rule in (*self._http, *self._websocket))
+        self._leases = not all(rule.plain for rule in self._http)
         self._exempt = exemption(
             (exempt,) if isinstance(exempt, str) or callable(exempt) else exempt, client or ClientAddress()
         )
@@ -113,36 +113,20 @@ class RateLimitMiddleware:
         self._rng = rng
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "http":
-            rules = self._http
-        elif kind == "websocket":
-            rules = self._websocket
-        elif kind == "lifespan":
-            await run_lifespan(self.app, scope, receive, send, (self.limiter,))
+        if scope["type"] != "http" or self._leases:
+            await self._elsewhere(scope, receive, send)
             return
-        else:
-            rules = ()
-        if self._exempt is not None and (rules or kind == "websocket") and self._exempt(scope):
-            rules = ()
-        elif kind == "websocket" and self._messages:
-            receive, send = await self._limit_messages(scope, receive, send)
-        if self._leases:
-            applied = await self._applied(rules, scope)
-            if applied:
-                await self._with_leases(applied, scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
-            return
+        # Most requests take this way, and nothing here is done that need not be.
         asked: tuple[Demand, ...] = ()
-        for rule in rules:
-            if rule.match is None or rule.match(scope):
-                identity: Any = rule.key(scope)
-                if not (identity.__class__ is str and len(identity) <= LONGEST and identity > "\1"):
-                    identity = await rule.identity(identity)  # all others are spelled as they are
-                    if identity is None:
-                        continue
-                asked += rule.demands(identity) if rule.demands else await rule.demands_of(scope, identity)
+        if self._exempt is None or not self._exempt(scope):
+            for rule in self._http:
+                if rule.match is None or rule.match(scope):
+                    identity: Any = rule.key(scope)
+                    if not (identity.__class__ is str and len(identity) <= LONGEST and identity > "\1"):
+                        identity = await rule.identity(identity)  # all others are spelled as they are
+                        if identity is None:
+                            continue
+                    asked += rule.demands(identity) if rule.demands else await rule.demands_of(scope, identity)
         if not asked:
             await self.app(scope, receive, send)
             return
@@ -151,6 +135,22 @@ class RateLimitMiddleware:
             await self.app(scope, receive, announcing(self._serialize(decision), send))
         else:
             await self._refusal(decision)(scope, receive, send)
+
+    async def _elsewhere(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await run_lifespan(self.app, scope, receive, send, (self.limiter,))
+            return
+        if kind not in ("http", "websocket") or (self._exempt is not None and self._exempt(scope)):
+            await self.app(scope, receive, send)
+            return
+        if kind == "websocket" and self._messages:
+            receive, send = await self._limit_messages(scope, receive, send)
+        applied = await self._applied(self._http if kind == "http" else self._websocket, scope)
+        if applied:
+            await self._with_leases(applied, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     async def _applied(self, rules: Sequence[BoundRule], scope: Scope) -> Applied:
         """The rules that apply to a request, whose it is for them, and what it asks for."""
@@ -163,7 +163,7 @@ class RateLimitMiddleware:
         return applied
 
     async def _with_leases(self, applied: Applied, scope: Scope, receive: Receive, send: Send) -> None:
-        """The same for rules that want more than a decision: slots, a delay, a bill, or to be only watched."""
+        """For rules that want more than a decision: slots, a delay, a bill, or only to be watched."""
         limiter = self.limiter
         wanted = tuple(demand for rule, _, demands in applied if not rule.rule.shadow for demand in demands)
         watched = tuple(demand for rule, _, demands in applied if rule.rule.shadow for demand in demands)
@@ -177,8 +177,7 @@ class RateLimitMiddleware:
         try:
             decision = Decision(True)
             if wanted:
-                max_delay = min(rule.rule.max_delay for rule, _, demands in applied if demands and not rule.rule.shadow)
-                decision = await limiter.acquire(wanted, max_delay=max_delay)
+                decision = await limiter.acquire(wanted, delays=delays(applied))
             if not decision.allowed:
                 await self._refusal(decision)(scope, receive, send)
                 return
@@ -195,8 +194,7 @@ class RateLimitMiddleware:
         asked = tuple(demand for _, _, demands in applied for demand in demands)
         if not asked:
             return receive, send
-        max_delay = min(rule.rule.max_delay for rule, _, demands in applied if demands)
-        messages = LimitedMessages(self.limiter, asked, max_delay, self._close_code, receive, send)
+        messages = LimitedMessages(self.limiter, asked, delays(applied), self._close_code, receive, send)
         return messages.receive, messages.send
 
     def _refusal(self, decision: Decision) -> Problem:

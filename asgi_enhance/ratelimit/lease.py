@@ -16,6 +16,11 @@ logger = logging.getLogger("asgi_enhance.ratelimit")
 Applied = Sequence[tuple[BoundRule, str, tuple[Demand, ...]]]
 
 
+def delays(applied: Applied) -> dict[str, float]:
+    """By the names of quotas, how long a request may wait for them."""
+    return {demand.quota.name: rule.rule.max_delay for rule, _, demands in applied for demand in demands}
+
+
 def take_slots(applied: Applied) -> BoundRule | None:
     """Take a slot of every concurrency limit, or none: then the rule whose slots are all taken."""
     for rule, identity, _ in applied:

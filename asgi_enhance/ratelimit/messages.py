@@ -1,5 +1,7 @@
 """Limits the messages of one WebSocket connection. One too many, and the connection is closed."""
 
+from collections.abc import Mapping
+
 from asgi_enhance.asgi.types import Message, Receive, Send
 from asgi_enhance.ratelimit.core import RateLimiter
 from asgi_enhance.ratelimit.decision import Demand
@@ -12,20 +14,20 @@ class LimitedMessages:
     what it sends until then is dropped, since a server takes nothing after a close.
     """
 
-    __slots__ = ("_close_code", "_closed", "_demands", "_limiter", "_max_delay", "_receive", "_send")
+    __slots__ = ("_close_code", "_closed", "_delays", "_demands", "_limiter", "_receive", "_send")
 
     def __init__(
         self,
         limiter: RateLimiter,
         demands: tuple[Demand, ...],
-        max_delay: float,
+        delays: Mapping[str, float],
         close_code: int,
         receive: Receive,
         send: Send,
     ) -> None:
         self._limiter = limiter
         self._demands = demands
-        self._max_delay = max_delay
+        self._delays = delays if any(delays.values()) else {}
         self._close_code = close_code
         self._receive = receive
         self._send = send
@@ -38,9 +40,9 @@ class LimitedMessages:
                 return message
             if self._closed:
                 continue
-            decision = self._limiter.acquire_now(self._demands) if not self._max_delay else None
+            decision = None if self._delays else self._limiter.acquire_now(self._demands)
             if decision is None:
-                decision = await self._limiter.acquire(self._demands, max_delay=self._max_delay)
+                decision = await self._limiter.acquire(self._demands, delays=self._delays)
             if decision.allowed:
                 return message
             self._closed = True

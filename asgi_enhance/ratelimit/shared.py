@@ -10,8 +10,7 @@
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
@@ -34,11 +33,11 @@ Demands = tuple[Demand, ...]
 class _Lane:
     """The requests with the same demands: one call under way, the others waiting for the next."""
 
-    __slots__ = ("busy", "waiting")
+    __slots__ = ("since", "waiting")
 
     def __init__(self) -> None:
-        self.busy = False
-        self.waiting: deque[tuple[asyncio.Future[Decision], float]] = deque()
+        self.waiting: list[asyncio.Future[Decision]] = []
+        self.since = 0.0  # when the first of them came, by the loop's clock
 
 
 class _Denial:
@@ -73,9 +72,11 @@ class RedisStore:
         self.stats = stats
         self._manager = manager
         self._script = manager.script(SCRIPT)
+        self._prefix = manager.key("ratelimit", "")
         self._budget = budget
         self._max_waiting = max_waiting
         self._lanes: dict[Demands, _Lane] = {}
+        self._loop = asyncio.get_running_loop()
         self._tasks = Tasks()
         self._denied: TLRUCache[Demands, _Denial] | None = None
         if deny_keys:
@@ -83,10 +84,16 @@ class RedisStore:
                 deny_keys, lambda _, denial, now: min(denial.until, now + deny_seconds), time.monotonic
             )
 
-    async def hit(self, demands: Demands) -> Decision:
+    def hit(self, demands: Demands) -> Awaitable[Decision]:
         """Admit all demands or none of them."""
-        groups = self._groups(demands)
-        return await (self._hit(demands) if len(groups) == 1 else self._hit_in_turn(groups))
+        lane = self._lanes.get(demands)
+        if lane is not None:
+            return self._join(lane)
+        if self._manager.clustered:
+            groups = self._groups(demands)
+            if len(groups) > 1:
+                return self._hit_in_turn(groups)
+        return self._lead(demands)
 
     async def _hit_in_turn(self, groups: list[Demands]) -> Decision:
         """The narrowest first, since it is the likeliest to refuse. When one does, those before it give back."""
@@ -94,7 +101,7 @@ class RedisStore:
         standings: tuple[Standing, ...] = ()
         try:
             for group in sorted(groups, key=_rate):
-                decision = await self._hit(group)
+                decision = await (self._join(self._lanes[group]) if group in self._lanes else self._lead(group))
                 standings += decision.standings
                 if not decision.allowed:
                     break
@@ -112,16 +119,15 @@ class RedisStore:
             with suppress(RedisUnavailable):
                 await self._call("refund", tuple(demand for demand in group if demand.role == TAKE), admitted=at)
 
-    async def _hit(self, demands: Demands) -> Decision:
+    async def _lead(self, demands: Demands) -> Decision:
+        """Be the first in a lane, and call."""
         if self._denied is not None and (denial := self._denied.get(demands)) is not None:
             self.stats.refused_locally += 1
             return _again(denial)
         lane = self._lanes.get(demands)
-        if lane is None:
-            lane = self._lanes[demands] = _Lane()
-        if lane.busy:
+        if lane is not None:  # somebody was quicker
             return await self._join(lane)
-        lane.busy = True
+        lane = self._lanes[demands] = _Lane()
         try:
             return (await self._commit(demands, 1, self._budget))[0]
         finally:
@@ -150,13 +156,15 @@ class RedisStore:
     async def aclose(self) -> None:
         await self._tasks.cancel()
 
-    async def _join(self, lane: _Lane) -> Decision:
+    def _join(self, lane: _Lane) -> asyncio.Future[Decision]:
+        """Wait for the next call of a lane."""
         if len(lane.waiting) >= self._max_waiting:
             raise RedisUnavailable(f"{self._max_waiting} requests are waiting for the same decision already")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Decision] = loop.create_future()
-        lane.waiting.append((future, loop.time()))
-        return await future
+        future: asyncio.Future[Decision] = self._loop.create_future()
+        if not lane.waiting:
+            lane.since = self._loop.time()
+        lane.waiting.append(future)
+        return future
 
     def _pass_on(self, lane: _Lane, demands: Demands) -> None:
         """The call is back: who waits is next, or the lane is closed."""
@@ -167,29 +175,26 @@ class RedisStore:
 
     async def _serve(self, lane: _Lane, demands: Demands) -> None:
         """Call for all that wait, until nobody does."""
-        loop = asyncio.get_running_loop()
         group: list[asyncio.Future[Decision]] = []
         try:
             while lane.waiting:
-                budget = self._budget - (loop.time() - lane.waiting[0][1])
-                group = [future for future, _ in lane.waiting]
-                lane.waiting.clear()
+                budget = self._budget - (self._loop.time() - lane.since)
+                group, lane.waiting = lane.waiting, []
                 try:
                     decisions = await self._commit(demands, len(group), budget)
                 except RedisUnavailable as error:
                     # Who came while this call failed would wait for the next one longer than his budget.
-                    group += [future for future, _ in lane.waiting]
+                    for future in [*group, *lane.waiting]:
+                        _fail(future, str(error))
                     lane.waiting.clear()
-                    for future in group:
-                        _fail(future, RedisUnavailable(str(error), maybe_executed=True))
                 else:
                     for future, decision in zip(group, decisions, strict=True):
                         if not future.done():
                             future.set_result(decision)
         finally:
             del self._lanes[demands]
-            for future in [*group, *(future for future, _ in lane.waiting)]:
-                _fail(future, RedisUnavailable("the limiter was closed"))
+            for future in [*group, *lane.waiting]:
+                _fail(future, "the limiter was closed")
 
     async def _commit(self, demands: Demands, want: int, budget: float) -> list[Decision]:
         before = time.monotonic()
@@ -233,7 +238,7 @@ class RedisStore:
 
     def _key(self, demand: Demand) -> str:
         # The braces keep all quotas of one identity in one slot of a Cluster.
-        return self._manager.key("ratelimit", f"{{{digest(demand.identity)}}}", demand.quota.slot)
+        return f"{self._prefix}{{{digest(demand.identity)}}}:{demand.quota.slot}"
 
     def _forgive(self, demands: Sequence[Demand]) -> None:
         if self._denied:
@@ -250,13 +255,13 @@ def _decisions(demands: Demands, want: int, reply: list[int]) -> list[Decision]:
     taken = [row for row in zip(demands, rooms, resets, strict=True) if row[0].role == TAKE]
     decisions = []
     for later in range(granted - 1, -1, -1):  # how many were admitted in the same call after this one
-        standings = tuple(
+        standings = [
             Standing(demand.quota, max(0, room + later * demand.cost), reset / SECOND) for demand, room, reset in taken
-        )
-        decisions.append(Decision(True, standings, at=now))
+        ]
+        decisions.append(Decision(True, tuple(standings), None, (), "", False, now))
     if granted < want:
-        standings = tuple(Standing(demand.quota, max(0, room), reset / SECOND) for demand, room, reset in taken)
-        decisions += [refusal(demands, waits, standings)] * (want - granted)
+        left = tuple(Standing(demand.quota, max(0, room), reset / SECOND) for demand, room, reset in taken)
+        decisions += [refusal(demands, waits, left)] * (want - granted)
     return decisions
 
 
@@ -284,6 +289,6 @@ def _strikes(demands: Demands) -> bool:
     return any(demand.role != TAKE for demand in demands)
 
 
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+def _fail(future: asyncio.Future[Any], reason: str) -> None:
     if not future.done():
-        future.set_exception(error)
+        future.set_exception(RedisUnavailable(reason, maybe_executed=True))

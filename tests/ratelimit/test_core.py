@@ -127,12 +127,12 @@ async def test_a_delay_admits_what_fits_in_time_and_refuses_the_rest_at_once() -
     ask = limiter.demands("a", "api", 1)
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    decisions = [await limiter.acquire(ask, max_delay=0.2) for _ in range(3)]
+    decisions = [await limiter.acquire(ask, delays={"default": 0.2}) for _ in range(3)]
     assert all(decision.allowed for decision in decisions)
     assert loop.time() - begun >= 0.09
     assert limiter.stats.delayed == 2
     begun = loop.time()
-    assert not (await limiter.acquire(ask, max_delay=0.01)).allowed
+    assert not (await limiter.acquire(ask, delays={"default": 0.01})).allowed
     assert loop.time() - begun < 0.04
 
 
@@ -140,7 +140,7 @@ async def test_only_so_many_wait_out_a_delay() -> None:
     limiter = RateLimiter({"requests": 10, "window": 1, "burst": 1}, max_waiting=1)
     ask = limiter.demands("a", "api", 1)
     await limiter.hit("a")
-    decisions = await asyncio.gather(*(limiter.acquire(ask, max_delay=0.15) for _ in range(4)))
+    decisions = await asyncio.gather(*(limiter.acquire(ask, delays={"default": 0.15}) for _ in range(4)))
     assert sorted(decision.allowed for decision in decisions) == [False, False, False, True]
 
 

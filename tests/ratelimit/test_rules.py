@@ -253,6 +253,13 @@ async def test_a_request_may_wait_a_little_instead_of_being_refused() -> None:
     assert layer.limiter.stats.delayed == 2
 
 
+async def test_a_rule_that_has_no_time_to_wait_for_is_not_waited_for() -> None:
+    rule = Rule({"requests": 20, "window": 1, "burst": 1}, max_delay=0.5)
+    layer = limited(rule, default="2/minute")
+    assert [(await request(layer)).status for _ in range(3)] == [200, 200, 429]
+    assert layer.limiter.stats.delayed == 1
+
+
 async def test_a_shadow_rule_refuses_nobody_and_counts(caplog: pytest.LogCaptureFixture) -> None:
     layer = limited(Rule("1/minute", name="soon", shadow=True))
     with caplog.at_level(logging.INFO, "asgi_enhance.ratelimit"):
