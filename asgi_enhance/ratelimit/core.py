@@ -8,7 +8,7 @@ if not await limiter.is_allowed(user_id, "login"):
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -154,7 +154,7 @@ class RateLimiter(Resource[Any]):
 
     async def hit(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> Decision:
         """Take `cost` units if they fit: the whole decision."""
-        return self._counted(await self._decide(self.demands(client_id, endpoint_type, cost)))
+        return await self._decide(self.demands(client_id, endpoint_type, cost))
 
     async def peek(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> Decision:
         """What `hit` would say, without taking anything."""
@@ -190,15 +190,10 @@ class RateLimiter(Resource[Any]):
             if self.strategy != STRATEGIES[0] and (quota.bursty or quota.window % SECOND):
                 raise ConfigError(f"strategy {self.strategy!r}: {quota.name!r} must have whole seconds and no burst")
 
-    def acquire_now(self, demands: tuple[Demand, ...]) -> Decision | None:
-        """Decide at once, if that needs nobody else; None if it takes an `acquire`."""
-        if not self._at_once:
-            return None
-        decision = self._memory.hit(demands)
-        if decision.allowed:
-            self.stats.allowed += 1
-            return decision
-        return self._counted(decision)
+    @property
+    def at_once(self) -> Callable[[tuple[Demand, ...]], Decision] | None:
+        """`acquire` without waiting, where nobody else has to be asked: in memory. Else None."""
+        return self._memory.hit if self._at_once else None
 
     async def acquire(self, demands: tuple[Demand, ...], *, delays: Mapping[str, float] = NO_DELAYS) -> Decision:
         """Admit all demands or none of them. Quotas named in `delays` may hold a request up for so many seconds, if it
@@ -206,7 +201,7 @@ class RateLimiter(Resource[Any]):
         decision = await self._decide(demands)
         if delays and not decision.allowed and self._delayed < self._max_delayed:
             decision = await self._later(demands, decision, delays)
-        return self._counted(decision)
+        return decision
 
     async def watch(self, demands: tuple[Demand, ...]) -> Decision:
         """Decide and count, for nobody to obey (a shadow rule)."""
@@ -246,6 +241,7 @@ class RateLimiter(Resource[Any]):
         except RedisUnavailable:
             self.stats.unavailable += 1
             return self._alone(demands, self._memory.hit)
+        self.stats.count(decision)
         return decision
 
     async def _later(self, demands: tuple[Demand, ...], decision: Decision, delays: Mapping[str, float]) -> Decision:
@@ -268,10 +264,10 @@ class RateLimiter(Resource[Any]):
         modes = [demand.on_error or self._on_error for demand in demands]
         if "closed" in modes:
             names = tuple(demand.quota.name for demand, mode in zip(demands, modes, strict=True) if mode == "closed")
-            return Decision(False, (), RETRY_UNAVAILABLE, names, "unavailable", degraded=True)
+            return self.stats.count(Decision(False, (), RETRY_UNAVAILABLE, names, "unavailable", degraded=True))
         local = tuple(demand for demand, mode in zip(demands, modes, strict=True) if mode == "local")
         if not local:
-            return Decision(True, degraded=True)
+            return self.stats.count(Decision(True, degraded=True))
         decision: Decision = decide(self._shares(local))
         decision.degraded = True
         return decision
@@ -282,14 +278,6 @@ class RateLimiter(Resource[Any]):
         return tuple(
             replace(demand, quota=self._share(demand.quota)) if demand.role == TAKE else demand for demand in demands
         )
-
-    def _counted(self, decision: Decision) -> Decision:
-        if decision.allowed:
-            self.stats.allowed += 1
-        else:
-            self.stats.refused += 1
-            self.stats.banned += decision.reason == "ban"
-        return decision
 
     # The room (see `Resource`): what belongs to one event loop.
 

@@ -80,7 +80,7 @@ def refusal(demands: Sequence[Demand], waits: Sequence[int], standings: tuple[St
 class Stats:
     """What a limiter has done since it was made."""
 
-    allowed: int = 0
+    allowed: int = 0  # decisions; shadow rules' and those after a delay are counted like all others
     refused: int = 0
     refused_locally: int = 0  # of those: from the deny memory, without a call
     calls: int = 0  # script calls to Redis
@@ -92,3 +92,11 @@ class Stats:
     shadowed: int = 0  # would have been refused
     overflowed: int = 0  # decided in the bucket that identities share when the memory is full
     evicted: int = 0  # had not recovered, had to give way
+
+    def count(self, decision: Decision) -> Decision:
+        if decision.allowed:
+            self.allowed += 1
+        else:
+            self.refused += 1
+            self.banned += decision.reason == "ban"
+        return decision

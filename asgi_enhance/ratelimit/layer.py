@@ -98,6 +98,7 @@ class RateLimitMiddleware:
             raise ConfigError(f"message_close_code must be from 1000 to 4999, not {message_close_code!r}")
         self.app = app
         self.limiter = limiter or RateLimiter(redis=redis, expected_workers=expected_workers)
+        self._at_once = self.limiter.at_once
         key = by_client(client, ipv6_prefix=ipv6_prefix)
         bound = bind(rules, default, key, on_error or "", self.limiter)
         self._http = tuple(rule for rule in bound if rule.rule.covers("http"))
@@ -130,7 +131,7 @@ class RateLimitMiddleware:
         if not asked:
             await self.app(scope, receive, send)
             return
-        decision = self.limiter.acquire_now(asked) or await self.limiter.acquire(asked)
+        decision = self._at_once(asked) if self._at_once else await self.limiter.acquire(asked)
         if decision.allowed:
             await self.app(scope, receive, announcing(self._serialize(decision), send))
         else:

@@ -1,7 +1,8 @@
 """Keeps what identities have used in this process: bounded, swept a little at a time, and safe to spray.
 
-Each quota has a table ordered by the last admission. Since its window is the same for all of them, that is also the
-order in which they recover: the front of the table is always the next to go, and nothing else ever has to be looked at.
+Each quota has tables ordered by the last admission. Since its window is the same for all of them, that is also the
+order in which they recover: the front of a table is always the next to go, and nothing else ever has to be looked at.
+There are several tables so that none grows large: a dictionary that grows is copied, and everybody waits for it.
 
 A full table makes room for a new identity by letting go of, in this order,
 
@@ -28,6 +29,9 @@ SWEEP = 2
 LOOK = 64
 """Entries looked at for one that is not limited, when a table is full."""
 
+TABLE = 8192
+"""Entries a table should not grow far beyond: the copy takes well below a millisecond."""
+
 _Table = OrderedDict[str, Usage]
 
 
@@ -40,30 +44,33 @@ class MemoryStore:
 
     def __init__(self, stats: Stats, *, max_keys: int = 100_000, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.stats = stats
-        self._max_keys = max_keys
+        number = 1 << max(0, (max_keys // TABLE).bit_length())  # a power of two
+        self._mask = number - 1
+        self._max_keys = max_keys // number  # in each of them
         self._clock = clock
-        self._tables: defaultdict[str, _Table] = defaultdict(OrderedDict)
+        self._tables: defaultdict[str, list[_Table]] = defaultdict(lambda: [OrderedDict() for _ in range(number)])
 
     def __len__(self) -> int:
-        return sum(len(table) for table in self._tables.values())
+        return sum(len(table) for tables in self._tables.values() for table in tables)
 
     def hit(self, demands: tuple[Demand, ...]) -> Decision:
         """Admit all demands or none of them."""
         now = self._clock() // 1000
         if len(demands) > 1:
-            return self._hit_all(demands, now)
+            return self.stats.count(self._hit_all(demands, now))
         demand = demands[0]  # the common case, spared the lists
         quota, identity, cost = demand.quota, demand.identity, demand.cost
-        table = self._tables[quota.slot]
+        table = self._tables[quota.slot][hash(identity) & self._mask]
         usage = table.get(identity)
         if usage is None:
             identity, usage = self._new(table, quota, identity, now)
-        left = usage.spend(quota, cost, now)
-        if left < 0:
-            return self._refuse(demands, [usage], now)
+        spent = usage.spend(quota, cost, now)
+        if spent is None:
+            return self.stats.count(self._refuse(demands, [usage], now))
         if usage.count == cost:
             self._order(table, identity, usage)
-        reset = usage.reset(quota, left, now)
+        self.stats.allowed += 1
+        left, reset = spent
         if not left:
             usage.blocked = now + reset
         return Decision(True, (Standing(quota, left, reset / SECOND),), None, (), "", False, now)
@@ -74,18 +81,21 @@ class MemoryStore:
         first: list[tuple[_Table, str, Usage]] = []
         for demand in demands:
             quota, identity, cost = demand.quota, demand.identity, demand.cost
-            table = self._tables[quota.slot]
+            table = self._tables[quota.slot][hash(identity) & self._mask]
             usage = table.get(identity)
             if usage is None:
                 identity, usage = self._new(table, quota, identity, now)
             usages.append(usage)
             if demand.role == TAKE:
-                left = usage.spend(quota, cost, now)
-                if left < 0:
+                spent = usage.spend(quota, cost, now)
+                if spent is None:
                     break
                 if usage.count == cost:
                     first.append((table, identity, usage))
-                standings.append(_standing(usage, quota, left, now))
+                left, reset = spent
+                if not left:
+                    usage.blocked = now + reset
+                standings.append(Standing(quota, left, reset / SECOND))
             else:
                 usage.advance(quota, now)
                 if demand.role == GUARD and usage.room(quota) < 1:
@@ -129,10 +139,13 @@ class MemoryStore:
     def reset(self, demands: Iterable[Demand]) -> None:
         """Forget what has been used."""
         for demand in demands:
-            self._tables[demand.quota.slot].pop(demand.identity, None)
+            self._table(demand).pop(demand.identity, None)
 
     def clear(self) -> None:
         self._tables.clear()
+
+    def _table(self, demand: Demand) -> _Table:
+        return self._tables[demand.quota.slot][hash(demand.identity) & self._mask]
 
     def _new(self, table: _Table, quota: Quota, identity: str, now: int) -> tuple[str, Usage]:
         """The usage for an identity that has none, and whose it is. It is kept when something is taken."""
@@ -142,12 +155,12 @@ class MemoryStore:
         return OVERFLOW, table.get(OVERFLOW) or Usage()
 
     def _seen(self, demand: Demand, now: int) -> Usage:
-        usage = self._tables[demand.quota.slot].get(demand.identity) or Usage()
+        usage = self._table(demand).get(demand.identity) or Usage()
         usage.advance(demand.quota, now)
         return usage
 
     def _take(self, quota: Quota, identity: str, cost: int, now: int) -> None:
-        table = self._tables[quota.slot]
+        table = self._tables[quota.slot][hash(identity) & self._mask]
         usage = table.get(identity)
         if usage is None:
             identity, usage = self._new(table, quota, identity, now)

@@ -27,7 +27,7 @@ class LimitedMessages:
     ) -> None:
         self._limiter = limiter
         self._demands = demands
-        self._delays = delays if any(delays.values()) else {}
+        self._delays = delays
         self._close_code = close_code
         self._receive = receive
         self._send = send
@@ -40,10 +40,7 @@ class LimitedMessages:
                 return message
             if self._closed:
                 continue
-            decision = None if self._delays else self._limiter.acquire_now(self._demands)
-            if decision is None:
-                decision = await self._limiter.acquire(self._demands, delays=self._delays)
-            if decision.allowed:
+            if (await self._limiter.acquire(self._demands, delays=self._delays)).allowed:
                 return message
             self._closed = True
             await self._send({"type": "websocket.close", "code": self._close_code, "reason": "too many messages"})

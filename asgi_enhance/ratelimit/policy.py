@@ -111,11 +111,13 @@ class Usage(msgspec.Struct, gc=False):
     at: int = 0  # when `level` was drained last
     blocked: int = 0  # nothing fits before this time, as far as is known; kept by the store that evicts
 
-    def spend(self, quota: Quota, cost: int, now: int) -> int:
-        """`advance`, and `add` if there is `room`, in one go for the most frequent case: the room left, or -1."""
+    def spend(self, quota: Quota, cost: int, now: int) -> tuple[int, int] | None:
+        """`advance`, and `add` if there is `room`: (the room left, its `reset`), or None. The others' work in one step,
+        for the most frequent case of all."""
         if self.newest != now // quota.width:
             self._turn(now // quota.width)
         left = quota.limit - self.used - cost
+        reset = 0
         if quota.bursty:
             level = self.level
             if level and now > self.at:
@@ -127,13 +129,14 @@ class Usage(msgspec.Struct, gc=False):
             burst = floor(quota.burst - level + ROUNDING) - cost
             if burst < left:
                 left = burst
-            if left >= 0:
-                self.level = level + cost
+                reset = ceil((level + cost - quota.burst + burst + 1) / quota.drain)
         if left < 0:
-            return -1
+            return None
+        if quota.bursty:
+            self.level = level + cost
         self.used += cost
         self.count += cost
-        return left
+        return left, reset or ((self.older[0] if self.older else self.newest) + BUCKETS + 1) * quota.width - now
 
     def advance(self, quota: Quota, now: int) -> None:
         """Let go of what has left the window and drain the level."""

@@ -43,6 +43,15 @@ def test_it_never_holds_more_than_its_bound() -> None:
         assert len(memory) <= 10
 
 
+def test_a_large_store_is_of_many_tables_and_is_bounded_all_the_same() -> None:
+    memory, _ = store(100_000)
+    for i in range(150_000):
+        hit(memory, f"{i}")
+    (tables,) = memory._tables.values()
+    assert max(map(len, tables)) <= 8192
+    assert 95_000 <= len(memory) <= 100_000
+
+
 def test_recovered_identities_leave_a_few_at_a_time_and_soon_all_of_them() -> None:
     memory, clock = store(1000)
     for i in range(100):
@@ -111,7 +120,7 @@ def test_states_are_nothing_for_the_garbage_collector_to_walk() -> None:
     hit(memory, "a")
     clock.go(5)
     hit(memory, "a")
-    (table,) = memory._tables.values()
+    ((table,),) = memory._tables.values()
     (usage,) = table.values()
     gc.collect()
     assert not gc.is_tracked(usage)
@@ -172,13 +181,15 @@ def test_the_quick_way_to_spend_decides_like_the_policy(quota: Quota, arrivals: 
     quick, plain, now = Usage(), Usage(), 10**15
     for pause, cost in arrivals:
         now += pause
-        left = quick.spend(quota, cost, now)
+        spent = quick.spend(quota, cost, now)
         plain.advance(quota, now)
         fits = plain.room(quota) >= cost
-        assert (left >= 0) == fits
-        if fits:
+        assert (spent is not None) == fits
+        if spent is not None:
             plain.add(quota, cost)
-            assert left == plain.room(quota)
+            room = plain.room(quota)
+            assert spent[0] == room
+            assert abs(spent[1] - plain.reset(quota, room, now)) <= 1
         quick.advance(quota, now)
         assert quick == plain
 
