@@ -4,7 +4,42 @@ Names are imported when they are first touched, so that nobody pays for a capabi
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asgi_enhance.api import EnhancedAPI as EnhancedAPI
+    from asgi_enhance.api import EnhancedAPIMiddleware as EnhancedAPIMiddleware
+    from asgi_enhance.asgi.address import ClientAddress as ClientAddress
+    from asgi_enhance.asgi.lifespan import Lifespan as Lifespan
+    from asgi_enhance.asgi.problem import Problem as Problem
+    from asgi_enhance.balance import Backend as Backend
+    from asgi_enhance.balance import LoadBalanceApp as LoadBalanceApp
+    from asgi_enhance.balance import LoadBalancer as LoadBalancer
+    from asgi_enhance.broadcast import BroadcastRouter as BroadcastRouter
+    from asgi_enhance.broadcast import RealTimeStreamProcessor as RealTimeStreamProcessor
+    from asgi_enhance.cache import CacheMiddleware as CacheMiddleware
+    from asgi_enhance.cache import CacheRule as CacheRule
+    from asgi_enhance.cache import MemoryCache as MemoryCache
+    from asgi_enhance.cache import RedisCache as RedisCache
+    from asgi_enhance.cache import TieredCache as TieredCache
+    from asgi_enhance.cache import cached as cached
+    from asgi_enhance.errors import BackendError as BackendError
+    from asgi_enhance.errors import CacheError as CacheError
+    from asgi_enhance.errors import ConfigError as ConfigError
+    from asgi_enhance.errors import EnhanceError as EnhanceError
+    from asgi_enhance.errors import LoadBalancerError as LoadBalancerError
+    from asgi_enhance.errors import RateLimitError as RateLimitError
+    from asgi_enhance.errors import RedisUnavailable as RedisUnavailable
+    from asgi_enhance.errors import WebSocketError as WebSocketError
+    from asgi_enhance.health import HealthApp as HealthApp
+    from asgi_enhance.health import HealthMiddleware as HealthMiddleware
+    from asgi_enhance.metrics import MetricsCollector as MetricsCollector
+    from asgi_enhance.metrics import MetricsMiddleware as MetricsMiddleware
+    from asgi_enhance.ratelimit import RateLimiter as RateLimiter
+    from asgi_enhance.ratelimit import RateLimitMiddleware as RateLimitMiddleware
+    from asgi_enhance.ratelimit import Rule as Rule
+    from asgi_enhance.redis import RedisManager as RedisManager
+    from asgi_enhance.settings import Settings as Settings
 
 _HOMES = {
     "EnhancedAPI": "api",

@@ -66,4 +66,4 @@ def test_a_password_is_never_shown() -> None:
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Settings().cache_ttl = 1  # type: ignore[misc, unused-ignore]
+        Settings().cache_ttl = 1  # type: ignore[misc]

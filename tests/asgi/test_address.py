@@ -96,4 +96,4 @@ def test_a_peer_that_is_not_an_address_is_kept_as_it_is() -> None:
 )
 def test_bad_configuration_is_refused_by_name(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        ClientAddress(**arguments)  # type: ignore[arg-type, unused-ignore]
+        ClientAddress(**arguments)  # type: ignore[arg-type]
