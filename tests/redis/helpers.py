@@ -3,6 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
+
+from asgi_enhance.redis import RedisManager
+
+
+def patient(url: str, **options: Any) -> RedisManager:
+    """A manager for tests in which time is not the point: a busy machine may take its own."""
+    return RedisManager(url, **{"connect_timeout": 5.0, "command_timeout": 5.0, **options})
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisCluster, RedisServer
-from tests.redis.helpers import until, until_true
+from tests.redis.helpers import patient, until, until_true
 
 KEYS = [f"key:{number}" for number in range(60)]
 
@@ -30,7 +30,7 @@ def redis_cluster(cluster: RedisCluster) -> RedisCluster:
 
 
 def manager_of(cluster: RedisCluster) -> RedisManager:
-    return RedisManager(cluster.url, connect_timeout=2.0, command_timeout=2.0)
+    return patient(cluster.url)
 
 
 def elsewhere(cluster: RedisCluster, slot: int) -> RedisServer:
@@ -51,7 +51,7 @@ async def test_the_first_key_of_a_command_decides_its_node(redis_cluster: RedisC
 
 
 async def test_one_seed_is_enough(redis_cluster: RedisCluster) -> None:
-    async with RedisManager(f"redis+cluster://127.0.0.1:1,127.0.0.1:{redis_cluster.nodes[2].port}") as manager:
+    async with patient(f"redis+cluster://127.0.0.1:1,127.0.0.1:{redis_cluster.nodes[2].port}") as manager:
         replies = await asyncio.gather(*(manager.execute("SET", key, key) for key in KEYS))
         assert replies == [b"OK"] * len(KEYS)
 
@@ -139,7 +139,7 @@ async def test_the_client_is_redis_pys_cluster_client(redis_cluster: RedisCluste
 
 async def test_a_dead_node_leaves_the_others_in_service_and_comes_back() -> None:
     with RedisCluster() as cluster:
-        async with RedisManager(cluster.url, max_probe_delay=0.2) as manager:
+        async with patient(cluster.url, max_probe_delay=0.2) as manager:
             await asyncio.gather(*(manager.execute("SET", key, key) for key in KEYS))
             dead = cluster.nodes[1]
             mine = [key for key in KEYS if cluster.owner(key_slot(key.encode())) is dead]

@@ -13,6 +13,7 @@ from redis.asyncio.connection import Connection
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisServer
+from tests.redis.helpers import patient
 
 
 async def test_resp2_gives_flat_lists(redis: RedisManager) -> None:
@@ -21,7 +22,7 @@ async def test_resp2_gives_flat_lists(redis: RedisManager) -> None:
 
 
 async def test_resp3_gives_its_own_types_and_pushes_are_not_replies(redis_url: str) -> None:
-    async with RedisManager(redis_url + "?protocol=3") as manager:
+    async with patient(redis_url + "?protocol=3") as manager:
         await manager.execute("HSET", "h", "a", 1, "b", 2)
         assert await manager.execute("HGETALL", "h") == {b"a": b"1", b"b": b"2"}
         assert await manager.execute("ZADD", "z", 1.5, "m") == 1
@@ -39,12 +40,12 @@ async def test_resp3_gives_its_own_types_and_pushes_are_not_replies(redis_url: s
 
 async def test_a_password_opens_the_door_and_a_wrong_one_is_told_without_being_shown() -> None:
     with RedisServer(config={"requirepass": "s3cret"}) as server:
-        async with RedisManager(server.url) as manager:
+        async with patient(server.url) as manager:
             assert await manager.execute("PING") == b"PONG"
             assert await manager.client.ping()
         for password in (":wrong@", ""):
             url = f"redis://{password}127.0.0.1:{server.port}/0"
-            async with RedisManager(url) as manager:
+            async with patient(url) as manager:
                 with pytest.raises(RedisUnavailable, match=r"(?i)password|auth") as caught:
                     await manager.execute("GET", "x")
                 assert "wrong@" not in str(caught.value)
@@ -53,7 +54,7 @@ async def test_a_password_opens_the_door_and_a_wrong_one_is_told_without_being_s
 
 async def test_the_database_is_the_urls(redis_server: RedisServer, redis: RedisManager) -> None:
     other = redis_server.url.rsplit("/", 1)[0] + "/5"
-    async with RedisManager(other) as manager:
+    async with patient(other) as manager:
         await manager.execute("SET", redis.key("where"), "five")
         assert await manager.execute("GET", redis.key("where")) == b"five"
         assert await redis.execute("GET", redis.key("where")) is None
@@ -62,7 +63,7 @@ async def test_the_database_is_the_urls(redis_server: RedisServer, redis: RedisM
 
 async def test_a_unix_socket() -> None:
     with RedisServer(unix=True) as server:
-        async with RedisManager(server.unix_url) as manager:
+        async with patient(server.unix_url) as manager:
             assert await manager.execute("PING") == b"PONG"
             assert await manager.client.ping()
             subscription = manager.subscribe("c", print)
@@ -120,7 +121,7 @@ async def test_tls_with_a_certificate_that_is_checked(
 ) -> None:
     async with tls_in_front_of(private_redis.port, *certificate) as port:
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate[1]}"
-        async with RedisManager(url, connect_timeout=2.0, command_timeout=2.0) as manager:
+        async with patient(url) as manager:
             value = b"x" * 300_000
             assert await manager.execute("SET", "k", value) == b"OK"
             replies = await asyncio.gather(*(manager.execute("GET", "k") for _ in range(20)))
@@ -128,7 +129,7 @@ async def test_tls_with_a_certificate_that_is_checked(
             subscription = manager.subscribe("c", print)
             await subscription.ready()
             assert await manager.client.ping()
-        async with RedisManager(f"rediss://127.0.0.1:{port}/0", connect_timeout=2.0) as manager:
+        async with patient(f"rediss://127.0.0.1:{port}/0") as manager:
             with pytest.raises(RedisUnavailable, match="CERTIFICATE"):
                 await manager.execute("PING")
 

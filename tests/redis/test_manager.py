@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisServer, wait_until
+from tests.redis.helpers import patient
 
 
 async def test_execute_gives_the_reply_as_it_came(redis: RedisManager) -> None:
@@ -71,7 +72,7 @@ async def test_an_error_belongs_to_its_command_alone(redis: RedisManager) -> Non
 
 
 async def test_more_commands_than_may_be_in_flight_wait_their_turn(redis_url: str) -> None:
-    async with RedisManager(redis_url, max_in_flight=10) as manager:
+    async with patient(redis_url, max_in_flight=10) as manager:
         await manager.ping()
         before = manager.stats.writes
         replies = await asyncio.gather(*(manager.execute("ECHO", number) for number in range(1000)))
@@ -80,7 +81,7 @@ async def test_more_commands_than_may_be_in_flight_wait_their_turn(redis_url: st
 
 
 async def test_a_caller_that_leaves_the_queue_leaves_its_place_to_the_next(redis_url: str) -> None:
-    async with RedisManager(redis_url, max_in_flight=2) as manager:
+    async with patient(redis_url, max_in_flight=2) as manager:
         await manager.ping()
         tasks = [asyncio.create_task(manager.execute("ECHO", number)) for number in range(60)]
         await asyncio.sleep(0)
@@ -131,7 +132,7 @@ async def test_keys_begin_with_the_prefix() -> None:
 
 
 async def test_it_can_be_used_again_after_it_was_closed(redis_url: str) -> None:
-    manager = RedisManager(redis_url)
+    manager = patient(redis_url)
     async with manager:
         await manager.execute("SET", "x", "1")
     async with manager:
@@ -141,7 +142,7 @@ async def test_it_can_be_used_again_after_it_was_closed(redis_url: str) -> None:
 
 
 async def test_closing_waits_for_replies_and_leaves_no_connection(redis_url: str, redis: RedisManager) -> None:
-    manager = RedisManager(redis_url + "?client_name=closing")
+    manager = patient(redis_url + "?client_name=closing")
     async with manager:
         task = asyncio.create_task(manager.execute("ECHO", "last"))
         await manager.ping()
@@ -155,14 +156,14 @@ async def test_closing_waits_for_replies_and_leaves_no_connection(redis_url: str
 
 
 async def test_without_async_with_the_first_use_starts_it(redis_url: str) -> None:
-    manager = RedisManager(redis_url)
+    manager = patient(redis_url)
     assert await manager.execute("ECHO", "x") == b"x"
     await manager.aclose()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # nobody closed the loops' transports
 def test_what_a_closed_loop_left_is_dropped_and_never_used_again(redis_server: RedisServer) -> None:
-    manager = RedisManager(redis_server.url + "?client_name=dropped")
+    manager = patient(redis_server.url + "?client_name=dropped")
 
     async def use() -> Any:
         subscription = manager.subscribe("c", print)
@@ -181,7 +182,7 @@ def test_what_a_closed_loop_left_is_dropped_and_never_used_again(redis_server: R
 
 
 async def test_one_manager_serves_two_event_loops_at_once(redis_url: str) -> None:
-    async with RedisManager(redis_url) as manager:
+    async with patient(redis_url) as manager:
 
         async def count() -> list[int]:
             async with manager:
@@ -195,7 +196,7 @@ async def test_subscriptions_and_commands_work_on_uvloop(redis_url: str) -> None
     import uvloop
 
     async def use() -> None:
-        async with RedisManager(redis_url, command_timeout=0.1) as manager:
+        async with patient(redis_url) as manager:
             replies = await asyncio.gather(*(manager.execute("INCR", "uv") for _ in range(100)))
             assert replies == list(range(1, 101))
             got = asyncio.Event()

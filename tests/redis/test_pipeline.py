@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
-from tests.redis.helpers import command, scripted, until
+from tests.redis.helpers import command, patient, scripted, until
 
 
 async def test_thousands_of_random_cancellations_never_mix_up_replies(redis: RedisManager) -> None:
@@ -55,7 +55,7 @@ steps = st.lists(
 @given(plan=steps)
 def test_any_pattern_of_pauses_and_cancellations_leaves_replies_with_their_owners(redis_url: str, plan: Any) -> None:
     async def run() -> None:
-        async with RedisManager(redis_url, max_in_flight=5, connect_timeout=5, command_timeout=5) as manager:
+        async with patient(redis_url, max_in_flight=5) as manager:
             tasks = []
             for number, (pauses, fate, fails) in enumerate(plan):
                 name = "NOSUCH" if fails else "ECHO"
@@ -82,10 +82,10 @@ async def test_a_silent_connection_is_discarded_within_the_deadline_and_its_comm
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with scripted(silent) as url, RedisManager(url, command_timeout=0.1) as manager:
+    async with scripted(silent) as url, patient(url, command_timeout=0.1) as manager:
         begun = time.monotonic()
         results = await asyncio.gather(*(manager.execute("INCR", "n") for _ in range(20)), return_exceptions=True)
-        assert 0.1 <= time.monotonic() - begun < 0.3
+        assert 0.1 <= time.monotonic() - begun < 1.0
         for result in results:
             assert isinstance(result, RedisUnavailable)
             assert result.maybe_executed
@@ -101,24 +101,24 @@ async def test_the_deadline_counts_from_the_write_and_not_from_the_last_reply() 
             if answers <= 4:
                 writer.write(b":1\r\n")
 
-    async with scripted(one_in_two) as url, RedisManager(url, command_timeout=0.15) as manager:
+    async with scripted(one_in_two) as url, patient(url, command_timeout=0.15) as manager:
         for _ in range(4):
             assert await manager.execute("INCR", "n") == 1
             await asyncio.sleep(0.05)
         begun = time.monotonic()
         with pytest.raises(RedisUnavailable):
             await manager.execute("INCR", "n")
-        assert 0.14 < time.monotonic() - begun < 0.3
+        assert 0.14 < time.monotonic() - begun < 1.0
 
 
 async def test_a_busy_event_loop_is_not_a_silent_server(redis_url: str) -> None:
-    async with RedisManager(redis_url, command_timeout=0.05) as manager:
+    async with patient(redis_url, command_timeout=0.2) as manager:
         await manager.ping()
-        for _ in range(5):
+        for _ in range(3):
             task = asyncio.create_task(manager.execute("ECHO", "x"))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            time.sleep(0.08)  # noqa: ASYNC251 - that is the point
+            time.sleep(0.3)  # noqa: ASYNC251 - that is the point
             assert await task == b"x"
         assert manager.stats.lost == 0
 
@@ -135,7 +135,7 @@ async def test_what_may_have_run_is_not_sent_again() -> None:
     async def take_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.append((await command(reader))[1])
 
-    async with scripted(take_and_close) as url, RedisManager(url) as manager:
+    async with scripted(take_and_close) as url, patient(url) as manager:
         with pytest.raises(RedisUnavailable) as caught:
             await manager.execute("INCR", "once")
         assert caught.value.maybe_executed
@@ -154,12 +154,12 @@ async def test_what_is_idempotent_is_sent_again_once() -> None:
         writer.write(b"$5\r\nvalue\r\n")
         await reader.read()
 
-    async with scripted(take_and_close, answer) as url, RedisManager(url) as manager:
+    async with scripted(take_and_close, answer) as url, patient(url) as manager:
         assert await manager.execute("GET", "a", idempotent=True) == b"value"
         assert seen == [b"a", b"a"]
         assert manager.stats.repeated == 1
     seen.clear()
-    async with scripted(take_and_close) as url, RedisManager(url) as manager:
+    async with scripted(take_and_close) as url, patient(url) as manager:
         with pytest.raises(RedisUnavailable):
             await manager.execute("GET", "b", idempotent=True)
         assert seen == [b"b", b"b"]
@@ -172,7 +172,7 @@ async def test_what_timed_out_is_not_sent_again_even_if_it_is_idempotent() -> No
         while True:
             seen.append((await command(reader))[1])
 
-    async with scripted(silent) as url, RedisManager(url, command_timeout=0.05) as manager:
+    async with scripted(silent) as url, patient(url, command_timeout=0.05) as manager:
         with pytest.raises(RedisUnavailable):
             await manager.execute("GET", "a", idempotent=True)
         assert seen == [b"a"]
@@ -184,7 +184,7 @@ async def test_replies_before_the_break_count_and_only_the_rest_fails() -> None:
             await command(reader)
         writer.write(b":1\r\n:2\r\n:")
 
-    async with scripted(two_of_four) as url, RedisManager(url) as manager:
+    async with scripted(two_of_four) as url, patient(url) as manager:
         results = await asyncio.gather(*(manager.execute("INCR", "n") for _ in range(4)), return_exceptions=True)
         assert results[:2] == [1, 2]
         assert all(isinstance(result, RedisUnavailable) and result.maybe_executed for result in results[2:])
@@ -201,7 +201,7 @@ async def test_what_is_no_answer_ends_the_connection(garbage: bytes) -> None:
         while await command(reader):
             writer.write(b":7\r\n")
 
-    async with scripted(talk, answer) as url, RedisManager(url) as manager:
+    async with scripted(talk, answer) as url, patient(url) as manager:
         await asyncio.gather(manager.execute("INCR", "n"), return_exceptions=True)
         await until(lambda: manager.stats.lost)
         assert await manager.execute("INCR", "n") == 7
@@ -213,7 +213,7 @@ async def test_a_server_that_is_loading_is_away_and_what_it_refused_has_not_run(
         writer.write(b"-LOADING Redis is loading the dataset in memory\r\n")
         await reader.read()
 
-    async with scripted(loading) as url, RedisManager(url) as manager:
+    async with scripted(loading) as url, patient(url) as manager:
         with pytest.raises(RedisUnavailable, match="LOADING") as caught:
             await manager.execute("GET", "a")
         assert not caught.value.maybe_executed
@@ -237,7 +237,7 @@ async def test_a_refusal_does_not_cost_the_neighbours_their_replies() -> None:
         writer.write(b"+OK\r\n")
         await reader.read()
 
-    async with scripted(demoted, primary) as url, RedisManager(url) as manager:
+    async with scripted(demoted, primary) as url, patient(url) as manager:
         commands = [manager.execute("GET", "a"), manager.execute("SET", "a", 1), manager.execute("GET", "b")]
         first, second, third = await asyncio.gather(*commands, return_exceptions=True)
         assert (first, third) == (b"a", b"b")
@@ -251,7 +251,7 @@ async def test_a_slot_that_is_not_served_says_nothing_against_the_node() -> None
         while await command(reader):
             writer.write(b"-CLUSTERDOWN Hash slot not served\r\n")
 
-    async with scripted(half) as url, RedisManager(url, breaker_threshold=1) as manager:
+    async with scripted(half) as url, patient(url, breaker_threshold=1) as manager:
         with pytest.raises(RedisUnavailable, match="not served"):
             await manager.execute("GET", "a")
         assert manager.stats.lost == 0
@@ -262,12 +262,12 @@ async def test_while_a_server_takes_no_bytes_no_more_is_handed_to_the_connection
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    async with scripted(deaf) as url, RedisManager(url, connect_timeout=0.1, command_timeout=0.5) as manager:
+    async with scripted(deaf) as url, RedisManager(url, connect_timeout=0.3, command_timeout=1.5) as manager:
         begun = time.monotonic()
         big = [asyncio.create_task(manager.execute("SET", "k", b"x" * 8_000_000)) for _ in range(3)]
         await until(lambda: manager.stats.writes)
         results = await asyncio.gather(*(manager.execute("GET", "k") for _ in range(20)), return_exceptions=True)
-        assert time.monotonic() - begun < 0.4
+        assert time.monotonic() - begun < 1.4
         for result in results:
             assert isinstance(result, RedisUnavailable)
             assert "no room" in str(result)
@@ -284,7 +284,7 @@ async def test_when_a_server_takes_bytes_again_those_who_waited_go_on() -> None:
         while await command(reader):
             writer.write(b"+OK\r\n")
 
-    async with scripted(hesitant) as url, RedisManager(url, connect_timeout=5, command_timeout=5) as manager:
+    async with scripted(hesitant) as url, patient(url) as manager:
         big = asyncio.create_task(manager.execute("SET", "k", b"x" * 16_000_000))
         await until(lambda: manager.stats.writes)
         small = [asyncio.create_task(manager.execute("SET", "k", "x")) for _ in range(20)]
@@ -299,7 +299,7 @@ async def test_a_push_is_not_a_reply() -> None:
         while await command(reader):
             writer.write(b">2\r\n+invalidate\r\n*1\r\n+k\r\n:5\r\n")
 
-    async with scripted(pushes) as url, RedisManager(url) as manager:
+    async with scripted(pushes) as url, patient(url) as manager:
         assert [await manager.execute("INCR", "n") for _ in range(3)] == [5, 5, 5]
 
 
@@ -312,7 +312,7 @@ async def test_a_reply_that_comes_in_pieces_is_put_together() -> None:
             await asyncio.sleep(0)
         await reader.read()
 
-    async with scripted(slowly) as url, RedisManager(url) as manager:
+    async with scripted(slowly) as url, patient(url) as manager:
         assert await manager.execute("MGET", "a", "b") == [b"abc", 12]
 
 
@@ -338,7 +338,7 @@ async def test_the_breaker_tells_once_that_it_opens_and_once_that_it_closes(capl
 
     with caplog.at_level(logging.DEBUG, logger="asgi_enhance"):
         async with scripted(silent, silent, silent, silent, answer) as url:
-            manager = RedisManager(url, command_timeout=0.02, breaker_threshold=3, probe_delay=0.05)
+            manager = patient(url, command_timeout=0.1, breaker_threshold=3, probe_delay=0.05)
             async with manager:
                 for _ in range(3):
                     with pytest.raises(RedisUnavailable):
@@ -357,3 +357,19 @@ async def test_the_breaker_tells_once_that_it_opens_and_once_that_it_closes(capl
     assert "is unavailable" in said[0]
     assert "available again" in said[1]
     assert manager.stats.opened == 1
+
+
+async def test_an_error_is_an_answer_to_a_probe() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def forbids(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await command(reader):
+            writer.write(b"-NOPERM User default has no permissions to run the 'ping' command\r\n")
+
+    quick = {"command_timeout": 0.05, "probe_delay": 0.01}
+    async with scripted(silent, forbids) as url, patient(url, breaker_threshold=1, **quick) as manager:
+        with pytest.raises(RedisUnavailable):
+            await manager.execute("GET", "a")
+        assert not manager.available
+        await until(lambda: manager.available)

@@ -9,7 +9,7 @@ import pytest
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisServer, SentinelServer, wait_until
-from tests.redis.helpers import command, scripted, until, until_true
+from tests.redis.helpers import command, patient, scripted, until, until_true
 
 
 @dataclass
@@ -40,7 +40,7 @@ async def written(manager: RedisManager, value: str) -> bool:
 async def test_after_a_failover_the_new_primary_serves_commands_subscriptions_and_the_client(watched: Watched) -> None:
     # a Sentinel that does not answer stands first, and one is enough
     url = watched.sentinel.sentinel_url.replace("://", "://127.0.0.1:1,")
-    async with RedisManager(url, max_probe_delay=0.1) as manager:
+    async with patient(url, max_probe_delay=0.1) as manager:
         got: list[bytes] = []
         subscription = manager.subscribe("c", got.append, lambda: got.append(b"gap"))
         await subscription.ready()
@@ -70,7 +70,7 @@ async def test_a_sentinel_that_does_not_know_of_a_failover_yet_is_not_believed(w
 
     async with scripted(names) as url:
         place = url.removeprefix("redis://").removesuffix("/0")
-        async with RedisManager(f"redis+sentinel://{place}/main/0", connect_timeout=1.0) as manager:
+        async with patient(f"redis+sentinel://{place}/main/0") as manager:
             with pytest.raises(RedisUnavailable, match="is a slave"):
                 await manager.execute("SET", "x", "1")
             assert await manager.execute("SET", "x", "1") == b"OK"
@@ -78,6 +78,6 @@ async def test_a_sentinel_that_does_not_know_of_a_failover_yet_is_not_believed(w
 
 
 async def test_a_service_nobody_knows_is_told(watched: Watched) -> None:
-    async with RedisManager(f"redis+sentinel://127.0.0.1:{watched.sentinel.port}/nosuch/0") as manager:
+    async with patient(f"redis+sentinel://127.0.0.1:{watched.sentinel.port}/nosuch/0") as manager:
         with pytest.raises(RedisUnavailable, match="does not know 'nosuch'"):
             await manager.execute("GET", "x")

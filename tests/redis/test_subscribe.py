@@ -9,7 +9,7 @@ import pytest
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisServer
-from tests.redis.helpers import command, scripted, until
+from tests.redis.helpers import command, patient, scripted, until
 
 
 async def test_a_message_reaches_every_listener_of_its_channel_and_no_other(redis: RedisManager) -> None:
@@ -143,20 +143,20 @@ async def test_a_connection_that_falls_silent_is_noticed() -> None:
         writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n")
 
     got: list[bytes] = []
-    async with scripted(falls_silent, stays) as url, RedisManager(url, silence=0.05) as manager:
+    async with scripted(falls_silent, stays) as url, patient(url, silence=0.15) as manager:
         subscription = manager.subscribe("c", got.append, lambda: got.append(b"gap"))
         await subscription.ready()
         await until(lambda: got == [b"gap", b"back"])
         assert pings == [b"PING"]
         gaps = manager.stats.gaps
-        await asyncio.sleep(0.3)  # six times as long as it takes: pongs keep the second connection
+        await asyncio.sleep(0.6)  # twice as long as it takes: pongs keep the second connection
         assert manager.stats.gaps == gaps == 1
         assert subscription.is_ready
 
 
 async def test_ready_gives_up_when_redis_is_away_but_the_subscription_does_not(private_redis: RedisServer) -> None:
     private_redis.stop()
-    async with RedisManager(private_redis.url, max_probe_delay=0.05) as manager:
+    async with patient(private_redis.url, max_probe_delay=0.05, connect_timeout=0.3, command_timeout=0.3) as manager:
         got: list[bytes] = []
         subscription = manager.subscribe("c", got.append, lambda: got.append(b"gap"))
         with pytest.raises(RedisUnavailable, match="not confirmed"):
@@ -172,7 +172,8 @@ async def test_a_channel_that_is_not_permitted_is_told_and_leaves_the_others_alo
     private_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     private_redis.call("ACL", "SETUSER", "limited", "on", ">pw", "+@all", "~*", "resetchannels", "&good")
-    async with RedisManager(f"redis://limited:pw@127.0.0.1:{private_redis.port}/0") as manager:
+    url = f"redis://limited:pw@127.0.0.1:{private_redis.port}/0"
+    async with patient(url, connect_timeout=0.5, command_timeout=0.5) as manager:
         got: list[bytes] = []
         good = manager.subscribe("good", got.append)
         await good.ready()

@@ -1,0 +1,79 @@
+"""What one server's node does with a command that its connection did not take to the end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from asgi_enhance.asgi.tasks import Tasks
+from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.redis.breaker import Backoff, Breaker
+from asgi_enhance.redis.dial import Dialer
+from asgi_enhance.redis.node import Node
+from asgi_enhance.redis.stats import RedisStats
+from asgi_enhance.redis.wire import pack
+from asgi_enhance.testing.servers import RedisServer
+
+INCR = pack(("INCR", "n"))
+
+
+@asynccontextmanager
+async def node_of(
+    server: RedisServer, *, max_in_flight: int = 100, command_timeout: float = 2.0
+) -> AsyncIterator[Node]:
+    tasks = Tasks()
+    node = Node(
+        Dialer({"host": "127.0.0.1", "port": server.port}, timeout=2.0).connect,
+        label="here",
+        connect_timeout=2.0,
+        command_timeout=command_timeout,
+        max_in_flight=max_in_flight,
+        breaker=Breaker(3),
+        backoff=Backoff(0.1, 1.0),
+        stats=RedisStats(),
+        tasks=tasks,
+    )
+    yield node
+    await tasks.cancel()
+    await node.aclose()
+
+
+async def test_what_was_not_written_when_the_connection_broke_is_sent_on_the_next(private_redis: RedisServer) -> None:
+    async with node_of(private_redis) as node:
+        assert await node.call(INCR, idempotent=False) == 1
+        calls = [asyncio.create_task(node.call(INCR, idempotent=False)) for _ in range(3)]
+        await asyncio.sleep(0)  # queued for the write at the end of this turn
+        assert node.pipeline is not None
+        node.pipeline.discard("gone")
+        assert await asyncio.gather(*calls) == [2, 3, 4]
+
+
+async def test_only_what_was_written_may_have_run(private_redis: RedisServer) -> None:
+    async with node_of(private_redis) as node:
+        await node.call(INCR, idempotent=False)
+        assert node.pipeline is not None
+        written = node.pipeline.send(INCR)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        queued = node.pipeline.send(INCR)
+        node.pipeline.discard("gone")
+        errors = await asyncio.gather(written, queued, return_exceptions=True)
+        assert [isinstance(error, RedisUnavailable) and error.maybe_executed for error in errors] == [True, False]
+
+
+async def test_a_node_that_is_closed_lets_nobody_wait_and_connects_no_more(private_redis: RedisServer) -> None:
+    async with node_of(private_redis, max_in_flight=1, command_timeout=0.1) as node:
+        await node.call(INCR, idempotent=False)
+        private_redis.pause()
+        try:
+            calls = [asyncio.create_task(node.call(INCR, idempotent=False)) for _ in range(10)]
+            await asyncio.sleep(0)
+            await node.aclose()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            private_redis.resume()
+        assert all(isinstance(result, RedisUnavailable) and "was closed" in str(result) for result in results)
+        assert node.pipeline is None
+        with pytest.raises(RedisUnavailable, match="was closed"):
+            await node.call(INCR, idempotent=False)
