@@ -164,13 +164,13 @@ async def run_lifespan(
         return
     startup = await receive()
     async with AsyncExitStack() as stack:
+        inner = _InnerLifespan(startup, receive, send, stack)
         try:
             for resource in resources:
                 await stack.enter_async_context(resource)
         except Exception as error:
-            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            await inner.send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
             raise
-        inner = _InnerLifespan(startup, receive, send, stack)
         if app is not None:
             await inner.run(app, scope)
         await inner.complete()
@@ -220,7 +220,7 @@ class _InnerLifespan:
         if kind.startswith("lifespan.shutdown.") or kind == "lifespan.startup.failed":
             self._done = True
             try:
-                await self._stack.aclose()
+                await self._stack.aclose()  # before the word goes out: servers cancel whatever is left then
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
                 if kind == "lifespan.shutdown.complete":

@@ -7,7 +7,7 @@ import pytest
 from asgi_enhance import Lifespan
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.asgi.tasks import Tasks
-from asgi_enhance.asgi.types import Receive, Scope, Send
+from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.testing.driver import Driver, Lifetime
 
 
@@ -78,6 +78,21 @@ async def test_a_resource_that_does_not_start_fails_the_start_up_and_closes_the_
         await driver.run()
     assert driver.sent == [{"type": "lifespan.startup.failed", "message": "OSError: no room"}]
     assert first.diary == ["resource up", "resource down"]
+
+
+async def test_a_failed_start_up_is_told_when_all_is_closed_since_servers_cancel_the_rest() -> None:
+    first = Room()
+    up_when_told: list[object] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        up_when_told.append(first.opened())
+
+    with pytest.raises(OSError, match="no room"):
+        await Lifespan(silent_app, first, Room(fails="start"))({"type": "lifespan"}, receive, send)
+    assert up_when_told == [None]
 
 
 async def test_a_resource_that_does_not_stop_fails_the_shutdown() -> None:
