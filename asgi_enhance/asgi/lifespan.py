@@ -109,9 +109,9 @@ class Resource(Generic[T]):
         loop = asyncio.get_running_loop()
         room = self._rooms.get(loop)
         if room is None:
-            for closed in [other for other in self._rooms if other.is_closed()]:
-                left = self._rooms.pop(closed)
-                if left.opened:
+            for closed in [other for other in list(self._rooms) if other.is_closed()]:
+                left = self._rooms.pop(closed, None)  # loops of other threads look here, too
+                if left is not None and left.opened:
                     self._drop(left.value)  # type: ignore[arg-type]
             room = self._rooms[loop] = _Room()
         return room

@@ -1,5 +1,6 @@
 import asyncio
 import contextvars
+import threading
 from typing import Any
 
 import pytest
@@ -170,6 +171,28 @@ async def test_closing_twice_closes_once_and_a_closed_resource_starts_again() ->
     async with room:
         assert room.diary[-1] == "resource up"
     assert room.diary[-1] == "resource down"
+
+
+def test_a_loop_of_another_thread_may_begin_while_closed_loops_are_looked_for() -> None:
+    room = Room()
+    others = [threading.Thread(target=lambda: asyncio.run(room.started()))]
+
+    class BusyLoop(asyncio.SelectorEventLoop):
+        looked_for = False
+
+        def is_closed(self) -> bool:
+            while self.looked_for and others:
+                other = others.pop()
+                other.start()
+                other.join()
+            return super().is_closed()
+
+    loop = BusyLoop()
+    first = loop.run_until_complete(room.started())
+    loop.close()
+    loop.looked_for = True
+    asyncio.run(room.started())
+    assert room.dropped.count(first) == 1
 
 
 async def test_the_second_door_is_a_lifespan_for_frameworks() -> None:
