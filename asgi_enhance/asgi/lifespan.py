@@ -84,7 +84,10 @@ class Resource(Generic[T]):
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop on the running loop, whoever still uses it. Idempotent."""
+        """Stop on the running loop, whoever still uses it. Idempotent.
+
+        Users stay counted until they leave: one who leaves late must not close what others have started since.
+        """
         loop = asyncio.get_running_loop()
         room = self._rooms.get(loop)
         if room is None:
@@ -92,7 +95,7 @@ class Resource(Generic[T]):
         async with room.lock:
             if not room.opened:
                 return
-            value, room.opened, room.value, room.users = room.value, False, None, 0
+            value, room.opened, room.value = room.value, False, None
             self._here = (None, None)
             await self._stop(value)  # type: ignore[arg-type]
 

@@ -95,7 +95,8 @@ class Cache(Resource[R], Generic[R]):
         await self.__aenter__()
 
     async def disconnect(self) -> None:
-        await self.aclose()
+        """Leave again; the last one stops it."""
+        await self.__aexit__(None, None, None)
 
     async def get(self, key: str, default: Any = None, *, as_type: Any = Any) -> Any:
         """The value kept under `key`, or `default`. `as_type`: what to decode a structure into (a msgspec type)."""

@@ -142,7 +142,8 @@ class RateLimiter(Resource[Any]):
         await self.__aenter__()
 
     async def disconnect(self) -> None:
-        await self.aclose()
+        """Leave again; the last one stops it."""
+        await self.__aexit__(None, None, None)
 
     async def is_allowed(self, client_id: Identity, endpoint_type: str = "api", cost: int = 1) -> bool:
         """Take `cost` units if they fit, and say whether they did."""

@@ -1,6 +1,7 @@
 import asyncio
 import contextvars
 import threading
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -171,6 +172,19 @@ async def test_closing_twice_closes_once_and_a_closed_resource_starts_again() ->
     async with room:
         assert room.diary[-1] == "resource up"
     assert room.diary[-1] == "resource down"
+
+
+async def test_who_leaves_after_a_forced_close_does_not_close_what_others_have_started_since() -> None:
+    room = Room()
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        await first.enter_async_context(room)
+        await room.aclose()
+        await second.enter_async_context(room)
+        value = room.opened()
+        await first.aclose()
+        assert room.opened() is value
+        await second.aclose()
+        assert room.opened() is None
 
 
 def test_a_loop_of_another_thread_may_begin_while_closed_loops_are_looked_for() -> None:
