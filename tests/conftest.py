@@ -36,10 +36,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """A test that needs a server counts only when it ran: its skip is a failure."""
+    """A test that needs a server counts only when it ran: its skip is a failure, unless its `skipif` names a reason."""
     report = yield
     if not set(_NEEDS_A_SERVER).isdisjoint(getattr(item, "fixturenames", ())):
-        if report.skipped and not hasattr(report, "wasxfail"):
+        if report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("skipif") is None:
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid} needs a server and was skipped: {call.excinfo}"
         elif report.when == "call" and report.passed:

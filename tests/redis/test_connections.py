@@ -2,12 +2,12 @@
 
 import asyncio
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 from redis.asyncio.connection import Connection
 
 from asgi_enhance.errors import RedisUnavailable
@@ -72,23 +72,19 @@ async def test_a_unix_socket() -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return key, certificate
+    """A server's key and certificate, and the authority that vouches for it."""
+    own, authority = tmp_path / "own.pem", tmp_path / "authority.pem"
+    ca = trustme.CA()
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(own)
+    ca.cert_pem.write_to_path(authority)
+    return own, authority
 
 
 @asynccontextmanager
-async def tls_in_front_of(port: int, key: Path, certificate: Path) -> AsyncIterator[int]:
+async def tls_in_front_of(port: int, certificate: Path) -> AsyncIterator[int]:
     """What a TLS terminator does: the engine for tests is built without TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate)
     tasks: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,7 +115,7 @@ async def tls_in_front_of(port: int, key: Path, certificate: Path) -> AsyncItera
 async def test_tls_with_a_certificate_that_is_checked(
     private_redis: RedisServer, certificate: tuple[Path, Path]
 ) -> None:
-    async with tls_in_front_of(private_redis.port, *certificate) as port:
+    async with tls_in_front_of(private_redis.port, certificate[0]) as port:
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate[1]}"
         async with patient(url) as manager:
             value = b"x" * 300_000
