@@ -6,9 +6,10 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from asgi_enhance.asgi.allow import from_this_machine
 from asgi_enhance.asgi.lifespan import run_lifespan
 from asgi_enhance.asgi.problem import Problem
-from asgi_enhance.asgi.scope import header, path_below_mount
+from asgi_enhance.asgi.scope import path_below_mount
 from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.health import checks as usual
@@ -18,14 +19,6 @@ from asgi_enhance.health.policy import Phase, Status, document, readiness
 
 if TYPE_CHECKING:
     from asgi_enhance.redis import RedisManager
-
-
-def from_this_machine(scope: Scope) -> bool:
-    """Whether the peer is on the loopback and speaks for itself: a proxy that forwards for others does not."""
-    client = scope.get("client")
-    if client is None or client[0] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
-        return False
-    return all(header(scope["headers"], name) is None for name in (b"forwarded", b"x-forwarded-for", b"x-real-ip"))
 
 
 class HealthApp:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.metrics.policy import DURATION_BUCKETS
 from asgi_enhance.metrics.series import FULL, RequestSeries, SocketSeries, Table
 from asgi_enhance.metrics.share import DirectoryShare, RedisShare, Share
-from asgi_enhance.metrics.slices import slowly
-from asgi_enhance.metrics.snapshot import snapshot
+from asgi_enhance.metrics.slices import at_once, in_slices, slowly
+from asgi_enhance.metrics.snapshot import MEMBERS, snapshot
 from asgi_enhance.metrics.stats import Row, Source
 from asgi_enhance.metrics.totals import Totals
 from asgi_enhance.metrics.window import Ring, Slot
@@ -85,6 +85,8 @@ class MetricsCollector(Resource[Tasks]):
         label:  the stats are a mapping from this label's values to such objects.
         gauges: fields that go up and down, like those the object's class names in `GAUGES`; the others only go up.
         """
+        if name in MEMBERS:
+            raise ConfigError(f"name: {name!r} is a member of every snapshot")
         known = self._sources.get(name)
         if known is not None and known.stats is not stats:
             raise ConfigError(f"name: {name!r} is watched already")
@@ -95,14 +97,17 @@ class MetricsCollector(Resource[Tasks]):
 
         `scope` is "all" for all workers that share, or "process" for this one.
         """
-        return self.snapshot(await self.gather(scope))
+        return await self.snapshot(await self.gather(scope))
 
     def get_process_metrics(self) -> dict[str, Any]:
         """The same of this process alone, at once: for code that cannot wait."""
-        return self.snapshot(self.totals())
+        return at_once(self._snapshot(self.totals()))
 
-    def snapshot(self, totals: Totals) -> dict[str, Any]:
+    async def snapshot(self, totals: Totals) -> dict[str, Any]:
         """Totals as plain data."""
+        return await in_slices(self._snapshot(totals))
+
+    def _snapshot(self, totals: Totals) -> Generator[None, None, dict[str, Any]]:
         labels = {source.name: source.label for source in self._sources.values() if source.label is not None}
         return snapshot(totals, time(), labels)
 

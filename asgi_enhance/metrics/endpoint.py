@@ -1,11 +1,13 @@
 """What is served at the metrics' own addresses."""
 
+import asyncio
 from collections.abc import Callable
 
 import msgspec
 
 from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.scope import header_values
+from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.metrics.core import MetricsCollector
 from asgi_enhance.metrics.exposition import Format, negotiate, render
@@ -22,6 +24,7 @@ class Endpoint:
         self._collector = collector
         self._allow = allow
         self._live = LivePage(collector)
+        self._renderings: dict[tuple[Tasks, Format, str], asyncio.Task[list[bytes]]] = {}
 
     async def dashboard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The live page."""
@@ -37,16 +40,28 @@ class Endpoint:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        collector = self._collector
-        await collector.turn()
         form = negotiate(b",".join(header_values(scope["headers"], b"accept")).decode("latin-1"))
         reach = "process" if b"scope=process" in scope["query_string"].split(b"&") else "all"
+        await respond(scope, send, form.value, await self._rendered(form, reach))
+
+    async def _rendered(self, form: Format, reach: str) -> list[bytes]:
+        """However many ask at a time, it is written once for all of them."""
+        running = await self._collector.started()
+        key = (running, form, reach)
+        task = self._renderings.get(key)
+        if task is None:
+            name = f"asgi_enhance.metrics.render {form.name}"
+            task = self._renderings[key] = running.spawn(self._render(form, reach), name=name)
+            task.add_done_callback(lambda _: self._renderings.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _render(self, form: Format, reach: str) -> list[bytes]:
+        collector = self._collector
         if form is Format.JSON:
-            pieces = [msgspec.json.encode(await collector.get_metrics(scope=reach))]
-        else:
-            pieces, failures = await render(await collector.gather(reach), collector.registry, form)
-            collector.errors += failures
-        await respond(scope, send, form.value, pieces)
+            return [msgspec.json.encode(await collector.get_metrics(scope=reach))]
+        pieces, failures = await render(await collector.gather(reach), collector.registry, form)
+        collector.errors += failures
+        return pieces
 
     def _refusal(self, scope: Scope) -> Problem | None:
         if scope["type"] != "http":

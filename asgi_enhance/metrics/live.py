@@ -82,7 +82,7 @@ class LivePage:
 
     async def _event(self, *, slots: int) -> bytes:
         totals = await self._collector.gather()
-        data = {**self._collector.snapshot(totals), "history": history(totals, time(), slots)}
+        data = {**await self._collector.snapshot(totals), "history": history(totals, time(), slots)}
         return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 

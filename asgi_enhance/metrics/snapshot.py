@@ -1,7 +1,7 @@
 """The metrics as plain data, for JSON, the dashboard and the user's own code."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from asgi_enhance.metrics.policy import CANCELLED, DISCONNECTED
@@ -9,24 +9,48 @@ from asgi_enhance.metrics.series import RequestSeries
 from asgi_enhance.metrics.sketch import quantiles
 from asgi_enhance.metrics.stats import as_data
 from asgi_enhance.metrics.totals import Totals
-from asgi_enhance.metrics.window import WINDOWS, Window, window
+from asgi_enhance.metrics.window import WINDOWS, Window
 
 RANKS = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
-def snapshot(totals: Totals, now: float, labels: Mapping[str, str]) -> dict[str, Any]:
-    """Everything in `totals` at `now` (wall-clock seconds), in rates, ratios and percentiles.
+MEMBERS = frozenset(
+    {
+        "time",
+        "uptime_seconds",
+        "workers",
+        "requests",
+        "latency",
+        "endpoints",
+        "exceptions",
+        "websockets",
+        "saturation",
+        "metrics",
+        "history",
+    }
+)
+"""Names that are taken in a snapshot, so that nothing that is watched may have them."""
+
+
+def snapshot(totals: Totals, now: float, labels: Mapping[str, str]) -> Generator[None, None, dict[str, Any]]:
+    """Everything in `totals` at `now` (wall-clock seconds), in rates, ratios and percentiles; in steps.
 
     `labels` names the label of each watched source that has one.
     """
-    windows = {name: window(totals.slots, seconds, now, totals.began) for name, seconds in WINDOWS.items()}
+    windows = {name: Window(seconds, now, totals.began) for name, seconds in WINDOWS.items()}
+    for slot in totals.slots:
+        for window in windows.values():
+            window.add(slot)
+        yield
+    latency = yield from _latency(totals, windows)
+    endpoints = yield from _endpoints(totals, windows)
     return {
         "time": now,
         "uptime_seconds": now - totals.began,
         "workers": totals.workers,
         "requests": _requests(totals, windows),
-        "latency": _latency(totals, windows),
-        "endpoints": _endpoints(totals, windows),
+        "latency": latency,
+        "endpoints": endpoints,
         "exceptions": [
             {"route": route, "type": kind, "count": count} for (route, kind), count in sorted(totals.exceptions.items())
         ],
@@ -57,11 +81,12 @@ def _requests(totals: Totals, windows: Mapping[str, Window]) -> dict[str, Any]:
     }
 
 
-def _latency(totals: Totals, windows: Mapping[str, Window]) -> dict[str, Any]:
+def _latency(totals: Totals, windows: Mapping[str, Window]) -> Generator[None, None, dict[str, Any]]:
     start: Counter[int] = Counter()
     for series in totals.requests:
         if series.duration.sketch is not None:
             start.update(series.duration.sketch)
+            yield
     return {**{name: _percentiles(one.sketch) for name, one in windows.items()}, "start": _percentiles(start)}
 
 
@@ -70,11 +95,15 @@ def _percentiles(sketch: Mapping[int, int]) -> dict[str, Any]:
     return {"count": sum(sketch.values()), **dict(zip(RANKS, answers, strict=True))}
 
 
-def _endpoints(totals: Totals, windows: Mapping[str, Window]) -> list[dict[str, Any]]:
+def _endpoints(totals: Totals, windows: Mapping[str, Window]) -> Generator[None, None, list[dict[str, Any]]]:
     groups: dict[tuple[str, str], list[RequestSeries]] = {}
     for series in totals.requests:
         groups.setdefault((series.labels.method, series.labels.route), []).append(series)
-    return [_endpoint(key, group, windows) for key, group in sorted(groups.items())]
+    found = []
+    for key, group in sorted(groups.items()):
+        found.append(_endpoint(key, group, windows))
+        yield
+    return found
 
 
 def _endpoint(key: tuple[str, str], group: list[RequestSeries], windows: Mapping[str, Window]) -> dict[str, Any]:

@@ -43,24 +43,30 @@ class Slot:
 class Window:
     """Slots added up, and the seconds they cover."""
 
-    __slots__ = ("endpoints", "errors", "received", "requests", "seconds", "sent", "sketch")
+    __slots__ = ("endpoints", "errors", "oldest", "received", "requests", "seconds", "sent", "sketch")
 
-    def __init__(self, slots: Iterable[Slot], seconds: float) -> None:
-        self.seconds = max(seconds, 1.0)
+    def __init__(self, seconds: int, now: float, began: float) -> None:
+        self.oldest = int(now // SLOT) - seconds // SLOT + 1
+        """Number of the first slot that belongs to it."""
+        self.seconds = max(1.0, now - max(self.oldest * SLOT, began))
         self.sketch: Counter[int] = Counter()
         self.endpoints: dict[Endpoint, list[float]] = {}
-        self.received = self.sent = 0.0
-        for slot in slots:
-            self.received += slot.received
-            self.sent += slot.sent
-            for index, count in slot.sketch.items():
-                self.sketch[index] += count
-            for endpoint, counts in slot.endpoints.items():
-                mine = self.endpoints.setdefault(endpoint, [0, 0, 0.0])
-                for position, value in enumerate(counts):
-                    mine[position] += value
-        self.requests = sum(counts[0] for counts in self.endpoints.values())
-        self.errors = sum(counts[1] for counts in self.endpoints.values())
+        self.requests = self.errors = self.received = self.sent = 0.0
+
+    def add(self, slot: Slot) -> None:
+        """Count a slot in, if it belongs to the window."""
+        if slot.number < self.oldest:
+            return
+        self.received += slot.received
+        self.sent += slot.sent
+        for index, count in slot.sketch.items():
+            self.sketch[index] += count
+        for endpoint, counts in slot.endpoints.items():
+            mine = self.endpoints.setdefault(endpoint, [0, 0, 0.0])
+            for position, value in enumerate(counts):
+                mine[position] += value
+            self.requests += counts[0]
+            self.errors += counts[1]
 
 
 class Ring:
@@ -80,13 +86,3 @@ class Ring:
         if number != self.current.number:
             self.slots.append(Slot(number))
         return (number + 1) * SLOT - now
-
-    def last(self, seconds: int, now: float) -> Window:
-        return window(self.slots, seconds, now, self.began)
-
-
-def window(slots: Iterable[Slot], seconds: int, now: float, began: float) -> Window:
-    """The last `seconds` of some slots, which may be those of several workers."""
-    oldest = int(now // SLOT) - seconds // SLOT + 1
-    within = [slot for slot in slots if slot.number >= oldest]
-    return Window(within, now - max(oldest * SLOT, began))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import thread_time
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -217,6 +218,23 @@ async def test_only_reading_is_allowed(method: str, status: int) -> None:
     answer = await request(busy(), "/metrics", method=method)
     assert answer.status == status
     assert bool(answer.body) == (method != "HEAD")
+
+
+async def test_a_flood_of_scrapes_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = 0
+
+    async def counted(*args: Any) -> tuple[list[bytes], int]:
+        nonlocal written
+        written += 1
+        return await render(*args)
+
+    monkeypatch.setattr("asgi_enhance.metrics.endpoint.render", counted)
+    layer = busy()
+    answers = await asyncio.gather(*(request(layer, "/metrics") for _ in range(20)))
+    assert written == 1
+    assert len({answer.body for answer in answers}) == 1
+    await request(layer, "/metrics")
+    assert written == 2
 
 
 async def test_a_predicate_decides_who_may_read() -> None:

@@ -86,7 +86,7 @@ def test_what_cannot_work_is_refused_by_name(options: dict[str, Any]) -> None:
         MetricsCollector(**options)
 
 
-@pytest.mark.parametrize("name", ["", "no spaces", "9lives", "a-b"])
+@pytest.mark.parametrize("name", ["requests", "latency", "", "no spaces", "9lives", "a-b"])
 def test_names_are_metric_names(name: str) -> None:
     with pytest.raises(ConfigError, match="name"):
         MetricsCollector().watch(name, {})
