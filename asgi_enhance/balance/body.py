@@ -1,6 +1,6 @@
 """The body of a request on its way up: read once, counted, bounded, and kept for another try while it is small."""
 
-from asgi_enhance.asgi.types import Receive
+from asgi_enhance.asgi.types import Message, Receive
 from asgi_enhance.balance.failure import ClientGone, Rejected
 
 
@@ -13,11 +13,24 @@ class Body:
     the backend never gets more bytes than `length`, and never a complete message out of an incomplete one.
     """
 
-    __slots__ = ("_kept", "_receive", "_replay", "ended", "first", "length", "limit", "more", "reading", "size")
+    __slots__ = (
+        "_kept",
+        "_pushed",
+        "_receive",
+        "_replay",
+        "ended",
+        "first",
+        "length",
+        "limit",
+        "more",
+        "reading",
+        "size",
+    )
 
     def __init__(self, receive: Receive, *, length: int | None, limit: int | None, replay: int) -> None:
         self._receive = receive
         self._replay = replay
+        self._pushed: Message | None = None
         self._kept: list[bytes] | None = []
         self.length = length
         self.limit = limit
@@ -29,6 +42,14 @@ class Body:
 
     async def begin(self) -> None:
         """Read the first message. For most requests it is all there is."""
+        if self.length is None:
+            self.reading = True
+            message = await self._receive()
+            self.reading = False
+            if not message.get("more_body") and not message.get("body") and message["type"] != "http.disconnect":
+                self.more = False  # nearly every request: there is no body
+                return
+            self._pushed = message
         self.first = await self._read()
         if not self.more and self.length is None and self.first:
             self.length = self.size
@@ -61,9 +82,11 @@ class Body:
                 return
 
     async def _read(self) -> bytes:
-        self.reading = True
-        message = await self._receive()
-        self.reading = False
+        message, self._pushed = self._pushed, None
+        if message is None:
+            self.reading = True
+            message = await self._receive()
+            self.reading = False
         if message["type"] == "http.disconnect":
             self.ended = True
             self.more = False

@@ -75,13 +75,21 @@ class Dispatcher:
         if not exchange.websocket:
             await exchange.body.begin()
         exchange.on_end = self.ended
+        clock = runtime.loop.time
         tried: list[Endpoint] = []
         fresh = False
         try:
             while True:
-                endpoint = await self.acquire(exchange, runtime, tried)
-                exchange.upstream = upstream = runtime.upstream(endpoint, websocket=exchange.websocket)
-                began = runtime.loop.time()
+                began = clock()
+                chosen = self.choose(exchange, tried, began)
+                if chosen is None:
+                    endpoint = await self._queue(exchange, runtime, tried)
+                    began = clock()
+                else:
+                    endpoint = chosen
+                    self.take(endpoint)
+                exchange.endpoint = endpoint
+                exchange.upstream = upstream = runtime.upstream(endpoint, exchange.websocket)
                 try:
                     if self._hedger is not None and not tried and self._hedger.suits(exchange):
                         answer = await open_hedged(self, self._hedger, exchange, runtime)
@@ -103,8 +111,8 @@ class Dispatcher:
                     if not self._another(len(tried) + 1):
                         raise
                 else:
-                    self._observe(endpoint, answer, exchange, began, runtime.loop.time())
-                    if not self._unwelcome(answer, exchange, len(tried) + 1):
+                    self._observe(endpoint, answer, exchange, began, clock())
+                    if answer.status not in self._retries.statuses or not self._unwelcome(exchange, len(tried) + 1):
                         return answer
                     exchange.let_go()
                 self.stats.retries += 1
@@ -112,7 +120,7 @@ class Dispatcher:
                     self.budget.active += 1
                 tried.append(endpoint)
                 exchange.body.rewind()
-                if all(one in tried for one in self._roster.all_candidates(runtime.loop.time())):
+                if all(one in tried for one in self._roster.all_candidates(clock())):
                     await asyncio.sleep(backoff(self._retries.backoff, len(tried) + 1, self._rng.random()))
         finally:
             if tried:
@@ -122,11 +130,10 @@ class Dispatcher:
         """Whether there may be a try after this one. A request that has begun to retry is in the budget already."""
         return attempt < self._retries.attempts and (attempt > 1 or self.budget.allows(self.in_flight))
 
-    def _unwelcome(self, answer: Answer, exchange: Exchange, attempt: int) -> bool:
+    def _unwelcome(self, exchange: Exchange, attempt: int) -> bool:
         """Whether this response is one to try again instead of handing it on."""
         return (
-            answer.status in self._retries.statuses
-            and exchange.method in IDEMPOTENT
+            exchange.method in IDEMPOTENT
             and exchange.body.replayable
             and not exchange.body.more
             and self._another(attempt)
@@ -154,16 +161,6 @@ class Dispatcher:
             self.stats.ejections += 1
 
     # Slots
-
-    async def acquire(self, exchange: Exchange, runtime: Runtime, tried: list[Endpoint]) -> Endpoint:
-        """A backend and a slot on it, now or after a while in the queue."""
-        endpoint = self.choose(exchange, tried, runtime.loop.time())
-        if endpoint is None:
-            endpoint = await self._queue(exchange, runtime, tried)
-        else:
-            self.take(endpoint)
-        exchange.endpoint = endpoint
-        return endpoint
 
     def choose(self, exchange: Exchange, tried: list[Endpoint], now: float) -> Endpoint | None:
         """The backend for a request, or None if all that could serve it are busy. Raises Unavailable if none could."""

@@ -183,11 +183,13 @@ class Exchange:
 
     def progress(self) -> None:
         """Something moved: the idle time begins anew."""
-        self.deadline = min(self._loop.time() + self.idle, self.limit)
+        deadline = self._loop.time() + self.idle
+        self.deadline = deadline if deadline < self.limit else self.limit
 
     def wait_until(self, seconds: float) -> None:
         """Something has to happen within so many seconds."""
-        self.deadline = min(self._loop.time() + seconds, self.limit)
+        deadline = self._loop.time() + seconds
+        self.deadline = deadline if deadline < self.limit else self.limit
 
     def overdue(self) -> Exception:
         """What to say when the deadline has passed."""

@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from asgi_enhance.asgi.address import ClientAddress
@@ -43,8 +44,6 @@ _HINTS = frozenset(
     }
 )
 _SPECIAL = HOP_BY_HOP | _SAID_BY_PROXIES | _HINTS | {b"content-length", b"expect", b"host", b"max-forwards"}
-
-_RESPONSE_SPECIAL = HOP_BY_HOP | {b"content-length"}
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 
@@ -106,10 +105,13 @@ class HeaderRules:
     def __init__(self, forwarding: Forwarding) -> None:
         self.forwarding = forwarding
         self.client_address = ClientAddress(forwarding.trusted, hops=forwarding.hops)
+        self._believes = bool(tuple(forwarding.trusted)) or forwarding.hops is not None
         self._via = forwarding.via.encode()
         self._via_line = (b"via", b"1.1 " + self._via)
         dropped = {b"date", b"server"} if forwarding.server_fields == "drop" else set()
-        self._response_special = _RESPONSE_SPECIAL | dropped
+        self._response_special = HOP_BY_HOP | dropped
+        self._plain = forwarding.x_forwarded and not forwarding.forwarded and not self._believes
+        self._for = lru_cache(maxsize=4096)(_for)
 
     def request(self, scope: Scope) -> RequestHead:
         """The fields for the backends. Raises Rejected for a request that must not be forwarded."""
@@ -182,16 +184,15 @@ class HeaderRules:
             named: set[bytes] = set()
             for pair in fields:
                 name = pair[0]
-                if name == b"content-length":
-                    if status not in (204, 304):  # servers take it for a promise of a body
-                        kept.append(pair)
-                elif name == b"connection":
+                if name == b"connection":
                     named.update(_tokens(pair[1]))
                 elif name == b"transfer-encoding" and pair[1].strip().lower() != b"chunked":
                     raise UpstreamFailure("an unknown transfer coding", error="http_response_transfer_coding")
             if named:
                 named -= {b"close", b"keep-alive", b"content-length"}
                 kept = [pair for pair in kept if pair[0] not in named]
+        if status in (204, 304):  # servers take a length for the promise of a body
+            kept = [pair for pair in kept if pair[0] != b"content-length"]
         if self.forwarding.via_on_responses:
             kept.append(self._via_line)
         return kept
@@ -200,6 +201,12 @@ class HeaderRules:
         fields = head.fields
         client = scope.get("client")
         peer = client[0] if client else None
+        if self._plain and not said and peer is not None:
+            scheme = scope.get("scheme")
+            fields += (self._via_line, self._for(peer), _HTTPS if scheme == "https" or scheme == "wss" else _HTTP)
+            if head.host:
+                fields.append((b"x-forwarded-host", head.host))
+            return
         via = said.get(b"via")
         if via and any(self._via in line.replace(b",", b" ").split() for line in via):
             raise Rejected(508, "The request has been here before.", error="proxy_loop_detected")
@@ -240,6 +247,14 @@ class HeaderRules:
             raise Rejected(400, "Field names with an underscore are not accepted.")
         names = {name for name, _ in fields} | _SPECIAL
         return [pair for pair in fields if b"_" not in pair[0] or pair[0].replace(b"_", b"-") not in names]
+
+
+_HTTP = (b"x-forwarded-proto", b"http")
+_HTTPS = (b"x-forwarded-proto", b"https")
+
+
+def _for(peer: str) -> tuple[bytes, bytes]:
+    return b"x-forwarded-for", peer.encode("latin-1", "replace")
 
 
 def _length(value: bytes, before: int | None) -> int:

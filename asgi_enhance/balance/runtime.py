@@ -41,7 +41,7 @@ class Runtime:
         self._timer: asyncio.TimerHandle | None = None
         self._young: set[Exchange] = set()
 
-    def upstream(self, endpoint: Endpoint, *, websocket: bool = False) -> Upstream:
+    def upstream(self, endpoint: Endpoint, websocket: bool = False) -> Upstream:
         upstreams = self._websockets if websocket else self._upstreams
         upstream = upstreams.get(endpoint)
         if upstream is None:

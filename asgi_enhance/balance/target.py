@@ -14,6 +14,7 @@ from asgi_enhance.balance.failure import Rejected
 # control characters, space, `#` (a fragment) and DEL have no place in a request target (RFC 9112, 3.2)
 _ILLEGAL = re.compile(rb"[\x00-\x20#\x7f]")
 _MAYBE_DOTS = re.compile(rb"(?:/|%2f|\\|%5c)(?:\.|%2e)", re.IGNORECASE)
+_PLAIN = re.compile(rb"(?:/(?!\.)[A-Za-z0-9_~:@!$&'()*+,;=.-]*)+\Z")
 _PAIR = re.compile(rb"(?:[^%;]|%[0-9A-Fa-f]{2})*\Z")
 
 MAX_PAIRS = 10_000
@@ -26,6 +27,8 @@ def raw_target(scope: Scope, *, strip_mount: bool, max_length: int) -> tuple[byt
     query: bytes = scope["query_string"]
     if len(path) + len(query) > max_length:
         raise Rejected(414, "The request target is too long.")
+    if not query and raw is not None and _PLAIN.match(path):
+        return path, query
     if raw is not None and raw[:1] != b"/":
         if raw == b"*" and scope["method"] == "OPTIONS":
             return b"*", b""

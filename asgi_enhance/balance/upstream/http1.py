@@ -91,10 +91,6 @@ class Connection(asyncio.Protocol):
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
-    @property
-    def reusable(self) -> bool:
-        return self.complete and self.keep_alive and self.sent_whole and not self._chunks and not self.closed
-
     def begin(self, data: bytes, *, to_head: bool, whole: bool) -> None:
         """Send the beginning of a request (or all of it, if `whole`) and expect its response."""
         if self._spent:
@@ -157,7 +153,7 @@ class Connection(asyncio.Protocol):
     def release(self, now: float) -> bool:
         """The exchange is over. True if the connection may serve another one; otherwise it is closed."""
         self.busy = False
-        if self.reusable:
+        if self.complete and self.keep_alive and self.sent_whole and not self._chunks and not self.closed:
             self.idle_since = now
             self.reused = True
             return True
