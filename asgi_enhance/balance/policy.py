@@ -64,8 +64,8 @@ class PeakEwma:
     decay: seconds in which an observation loses 63 % of its say.
     """
 
-    UNKNOWN = 1.0
-    """Seconds assumed of a backend that was asked and has not answered yet."""
+    UNKNOWN = 0.1
+    """Seconds assumed of a backend that was asked and has not answered: more than most need, less than a failure."""
 
     def __init__(self, slow_start: SlowStart | None = None, *, decay: float = 10.0) -> None:
         if decay <= 0:

@@ -1,0 +1,185 @@
+"""Behaviours 94 and 96 over sockets: who gets the second try, and who gets none."""
+
+import asyncio
+
+import pytest
+
+from asgi_enhance.balance import Ejection, Hedge, Limits, LoadBalanceApp, Retries
+from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
+
+BUSY = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"
+
+
+async def hang_up(wire: Wire) -> None:
+    await wire.head()
+
+
+def closes_after(answers: int) -> Script:
+    """A backend whose kept-alive connections break while the next request is on its way."""
+
+    async def answer(wire: Wire) -> None:
+        for _ in range(answers):
+            await wire.message()
+            await wire.send(OK)
+        await wire.head()
+
+    return answer
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"])
+async def test_96_a_kept_alive_connection_that_ends_is_replaced_for_idempotent_methods(
+    http: str, method: bytes
+) -> None:
+    async with front(closes_after(1), http, retries=Retries(attempts=1)) as (backend, port):
+        for _ in range(3):
+            assert (await ask(port, get(method=method), no_body=method == b"HEAD")).status == 200
+        assert backend.core.stats.backend_failures == 0
+
+
+async def test_96_a_kept_alive_connection_that_ends_is_not_replaced_for_a_post(http: str) -> None:
+    async with front(closes_after(1), http) as (_, port):
+        statuses = [(await ask(port, get(method=b"POST"))).status for _ in range(2)]
+        assert statuses == [200, 502]
+
+
+async def test_96_a_get_that_fails_is_tried_at_another_backend(http: str) -> None:
+    async with ScriptedBackend(hang_up) as bad, ScriptedBackend() as good:
+        app = LoadBalanceApp([bad.url, good.url], algorithm="round-robin")
+        async with serve(app, http=http) as port:
+            assert [(await ask(port, get())).status for _ in range(4)] == [200] * 4
+        assert app.core.stats.retries >= 1
+        await app.core.close()
+
+
+async def test_96_a_post_that_was_sent_is_never_sent_again(http: str) -> None:
+    async with ScriptedBackend(hang_up) as bad, ScriptedBackend() as good:
+        app = LoadBalanceApp([bad.url, good.url], algorithm="round-robin")
+        async with serve(app, http=http) as port:
+            assert (await ask(port, get(method=b"POST"))).status == 502
+        assert good.requests == []
+        await app.core.close()
+
+
+async def test_96_a_put_is_replayed_with_its_body_and_one_that_is_too_large_to_keep_is_not(http: str) -> None:
+    async def read_then_hang_up(wire: Wire) -> None:
+        await wire.message()
+
+    for size, status in ((1000, 200), (200_000, 502)):
+        async with ScriptedBackend(read_then_hang_up) as bad, ScriptedBackend() as good:
+            app = LoadBalanceApp([bad.url, good.url], algorithm="round-robin")
+            async with serve(app, http=http) as port:
+                body = bytes(range(250)) * (size // 250)
+                request = get(b"/", b"Content-Length: %d" % size, method=b"PUT", body=body)
+                assert (await ask(port, request)).status == status
+            assert [request.body for request in good.requests] == ([body] if status == 200 else [])
+            await app.core.close()
+
+
+async def test_96_a_status_is_tried_again_only_if_it_was_named(http: str) -> None:
+    for statuses, expected in ((frozenset({503}), [200, 200]), (frozenset(), [503, 200])):
+        async with ScriptedBackend(BUSY) as busy, ScriptedBackend() as good:
+            app = LoadBalanceApp([busy.url, good.url], algorithm="round-robin", retries=Retries(statuses=statuses))
+            async with serve(app, http=http) as port:
+                assert [(await ask(port, get())).status for _ in range(2)] == expected
+            await app.core.close()
+
+
+async def test_96_without_budget_there_is_no_retry(http: str) -> None:
+    retries = Retries(budget=0.0, min_budget=0)
+    async with ScriptedBackend(hang_up) as bad, ScriptedBackend() as good:
+        app = LoadBalanceApp([bad.url, good.url], algorithm="round-robin", retries=retries)
+        async with serve(app, http=http) as port:
+            assert (await ask(port, get())).status == 502
+        await app.core.close()
+
+
+async def test_94_a_full_backend_is_passed_over(http: str) -> None:
+    async def silent(wire: Wire) -> None:
+        await wire.head()
+        await wire.rest()
+
+    async with ScriptedBackend(silent) as slow, ScriptedBackend() as free:
+        app = LoadBalanceApp([slow.url, free.url], algorithm="round-robin", limits=Limits(max_connections=1))
+        async with serve(app, http=http) as port, connect(port) as first:
+            await first.send(get())
+            await until(lambda: app.core.in_flight == 1)
+            assert [(await ask(port, get())).status for _ in range(4)] == [200] * 4
+        await app.core.close()
+
+
+async def test_a_black_hole_that_fails_fast_gets_under_one_percent_of_the_traffic() -> None:
+    """Without ejection: the failure penalty alone keeps it from winning by speed."""
+    failing = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
+
+    async def works(wire: Wire) -> None:
+        while True:
+            await wire.message()
+            await asyncio.sleep(0.005)
+            await wire.send(OK)
+
+    async with ScriptedBackend(failing) as hole, ScriptedBackend(works) as one, ScriptedBackend(works) as two:
+        app = LoadBalanceApp([hole.url, one.url, two.url], ejection=None, seed=1)
+        async with serve(app) as port:
+
+            async def client(requests: int) -> None:
+                async with connect(port) as wire:
+                    for _ in range(requests):
+                        await wire.send(get())
+                        await wire.message()
+
+            await asyncio.gather(*(client(100) for _ in range(10)))
+        assert len(hole.requests) < 10
+        await app.core.close()
+
+
+async def test_five_failures_in_a_row_take_a_backend_out(http: str) -> None:
+    failing = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
+    async with ScriptedBackend(failing) as bad, ScriptedBackend() as good:
+        app = LoadBalanceApp([bad.url, good.url], algorithm="round-robin", ejection=Ejection(consecutive=5))
+        async with serve(app, http=http) as port:
+            for _ in range(20):
+                await ask(port, get())
+        assert len(bad.requests) == 5
+        assert app.core.stats.ejections == 1
+        await app.core.close()
+
+
+async def test_a_slow_answer_is_hedged_and_the_quicker_one_wins(http: str) -> None:
+    asked: list[int] = []
+
+    def backend(number: int) -> Script:
+        async def answer(wire: Wire) -> None:
+            while True:
+                await wire.message()
+                asked.append(number)
+                if len(asked) == 1:
+                    await asyncio.sleep(60)
+                await wire.send(OK)
+
+        return answer
+
+    async with ScriptedBackend(backend(1)) as one, ScriptedBackend(backend(2)) as two:
+        app = LoadBalanceApp([one.url, two.url], hedge=Hedge(initial=0.05))
+        async with serve(app, http=http) as port:
+            async with asyncio.timeout(2):
+                assert (await ask(port, get())).status == 200
+        assert sorted(asked) == [1, 2]
+        assert app.core.stats.hedges == 1
+        await until(lambda: app.core.in_flight == 0 and app.core.dispatcher.budget.active == 0)
+        await app.core.close()
+
+
+@pytest.mark.parametrize("request_", [get(method=b"POST"), get(b"/", b"Content-Length: 1", method=b"GET", body=b"x")])
+async def test_what_is_not_safe_is_not_hedged(http: str, request_: bytes) -> None:
+    async def slow(wire: Wire) -> None:
+        while True:
+            await wire.message()
+            await asyncio.sleep(0.1)
+            await wire.send(OK)
+
+    async with ScriptedBackend(slow) as one, ScriptedBackend(slow) as two:
+        app = LoadBalanceApp([one.url, two.url], hedge=Hedge(initial=0.02))
+        async with serve(app, http=http) as port:
+            assert (await ask(port, request_)).status == 200
+        assert app.core.stats.hedges == 0
+        await app.core.close()
