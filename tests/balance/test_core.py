@@ -2,13 +2,12 @@
 
 import asyncio
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -347,21 +346,11 @@ def test_a_bad_argument_is_named(make: Any, argument: str) -> None:
         make()
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A key and a certificate for localhost that nobody trusts by himself."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([*request, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    return key, certificate
-
-
-async def test_tls_backends_are_verified(certificate: tuple[Path, Path]) -> None:
+async def test_tls_backends_are_verified() -> None:
     """A certificate nobody trusts is a 502; with its own authority given it is served."""
-    key, public = certificate
+    authority = trustme.CA()
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server_context.load_cert_chain(public, key)
+    authority.issue_cert("localhost").configure_cert(server_context)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with pytest.MonkeyPatch.context():
@@ -375,7 +364,8 @@ async def test_tls_backends_are_verified(certificate: tuple[Path, Path]) -> None
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_context)
     url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
-    trusting = ssl.create_default_context(cafile=str(public))
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
     for tls, status in ((None, 502), (trusting, 200)):
         app = LoadBalanceApp([Backend(url, tls=tls, address="127.0.0.1")], proxy_status="lb")
         async with serve(app) as port:
