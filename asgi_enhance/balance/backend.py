@@ -126,6 +126,7 @@ class Endpoint:
         "ejected_until",
         "ejections",
         "failed_in_a_row",
+        "failing_since",
         "failures",
         "full_at",
         "id",
@@ -161,6 +162,7 @@ class Endpoint:
         self.verdicts = 0
         # passive ejection
         self.failed_in_a_row = 0
+        self.failing_since = 0.0
         self.ejected_until = 0.0
         self.ejections = 0
         self.window_requests = 0

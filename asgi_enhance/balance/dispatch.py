@@ -77,7 +77,7 @@ class Dispatcher:
         exchange.on_end = self.ended
         clock = runtime.loop.time
         tried: list[Endpoint] = []
-        fresh = False
+        fresh = counted = False
         try:
             while True:
                 began = clock()
@@ -108,35 +108,40 @@ class Dispatcher:
                         fresh = True
                         exchange.body.rewind()
                         continue
-                    if not self._another(len(tried) + 1):
+                    free = failure.unsent or (failure.status != 504 and began <= endpoint.failing_since)
+                    if not self._another(len(tried) + 1, free=free or counted):
                         raise
                 else:
+                    free = False
                     self._observe(endpoint, answer, exchange, began, clock())
-                    if answer.status not in self._retries.statuses or not self._unwelcome(exchange, len(tried) + 1):
+                    if answer.status not in self._retries.statuses or not self._unwelcome(
+                        exchange, len(tried) + 1, free=counted
+                    ):
                         return answer
                     exchange.let_go()
                 self.stats.retries += 1
-                if not tried:
+                if not (free or counted):
+                    counted = True
                     self.budget.active += 1
                 tried.append(endpoint)
                 exchange.body.rewind()
                 if all(one in tried for one in self._roster.all_candidates(clock())):
                     await asyncio.sleep(backoff(self._retries.backoff, len(tried) + 1, self._rng.random()))
         finally:
-            if tried:
+            if counted:
                 self.budget.active -= 1
 
-    def _another(self, attempt: int) -> bool:
-        """Whether there may be a try after this one. A request that has begun to retry is in the budget already."""
-        return attempt < self._retries.attempts and (attempt > 1 or self.budget.allows(self.in_flight))
+    def _another(self, attempt: int, *, free: bool) -> bool:
+        """Whether there may be a try after this one; `free` of the budget, or in it already."""
+        return attempt < self._retries.attempts and (free or self.budget.allows(self.in_flight))
 
-    def _unwelcome(self, exchange: Exchange, attempt: int) -> bool:
+    def _unwelcome(self, exchange: Exchange, attempt: int, *, free: bool) -> bool:
         """Whether this response is one to try again instead of handing it on."""
         return (
             exchange.method in IDEMPOTENT
             and exchange.body.replayable
             and not exchange.body.more
-            and self._another(attempt)
+            and self._another(attempt, free=free)
         )
 
     def _observe(self, endpoint: Endpoint, answer: Answer, exchange: Exchange, began: float, now: float) -> None:

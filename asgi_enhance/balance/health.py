@@ -85,6 +85,8 @@ class Roster:
 
     def failed(self, endpoint: Endpoint, now: float) -> bool:
         """A request failed by the backend's fault. True if that got it ejected."""
+        if not endpoint.failed_in_a_row:
+            endpoint.failing_since = now
         endpoint.failed_in_a_row += 1
         endpoint.failures += 1
         endpoint.window_requests += 1

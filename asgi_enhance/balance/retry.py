@@ -6,6 +6,8 @@
 - Everything else: idempotent methods (RFC 9110, 9.2.2) with a body that is still here.
 - Never after the first byte of a response, never beyond `attempts`, and, so that retries cannot multiply an overload,
   only while fewer than a fifth of the requests in flight are retries (at least three may be).
+- Outside the budget, since they double nobody's load: what never reached a backend, and what a backend had in flight
+  when it began to fail. A backend that is killed loses all of that at once, and no client should notice.
 """
 
 from asgi_enhance.balance.exchange import IDEMPOTENT
