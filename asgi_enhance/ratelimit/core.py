@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -214,12 +215,10 @@ class RateLimiter(Resource[Any]):
         """Take units whether they fit or not: the price turned out higher."""
         self.stats.charged += sum(demand.cost for demand in demands)
         if self._manager is not None:
-            try:
+            with suppress(RedisUnavailable):
                 await (await self.started()).charge(demands)
-            except RedisUnavailable:
-                self._memory.charge(self._shares(demands))
-        else:
-            self._memory.charge(demands)
+        for demand in self._shares(demands):
+            self._memory.take(demand.quota, demand.identity, demand.cost)
 
     async def refund(self, demands: tuple[Demand, ...], decision: Decision) -> None:
         """Give back units that `decision` admitted, as far as they still count."""
@@ -273,6 +272,12 @@ class RateLimiter(Resource[Any]):
         decision.degraded = True
         return decision
 
+    def _remember(self, demands: tuple[Demand, ...], times: int) -> None:
+        """Redis has admitted something. Should it go away, this process' share is what is left after that."""
+        for demand in demands:
+            if demand.role == TAKE and (demand.on_error or self._on_error) == "local":
+                self._memory.take(self._share(demand.quota), demand.identity, demand.cost * times)
+
     def _shares(self, demands: tuple[Demand, ...]) -> tuple[Demand, ...]:
         if self._manager is None:
             return demands
@@ -294,7 +299,7 @@ class RateLimiter(Resource[Any]):
         from asgi_enhance.ratelimit.shared import RedisStore
 
         assert self._manager is not None
-        return RedisStore(self._manager, self.stats, **self._options)
+        return RedisStore(self._manager, self.stats, on_granted=self._remember, **self._options)
 
     async def _stop(self, store: Any) -> None:
         if not self._at_once:

@@ -122,11 +122,9 @@ class MemoryStore:
             return self._refuse(demands, usages, now)
         return Decision(True, _standings(demands, usages, now), at=now)
 
-    def charge(self, demands: Iterable[Demand]) -> None:
+    def take(self, quota: Quota, identity: str, cost: int) -> None:
         """Take, whether it fits or not."""
-        now = self._clock() // 1000
-        for demand in demands:
-            self._take(demand.quota, demand.identity, demand.cost, now)
+        self._take(quota, identity, cost, self._clock() // 1000)
 
     def refund(self, demands: Iterable[Demand], admitted: int) -> None:
         """Give back what was admitted at `admitted`, as far as it still counts."""

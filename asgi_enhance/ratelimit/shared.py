@@ -10,7 +10,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.ratelimit.budget import Budget
 from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Standing, Stats, refusal
 from asgi_enhance.ratelimit.keys import digest
 from asgi_enhance.ratelimit.policy import SECOND
@@ -57,6 +58,7 @@ class RedisStore:
     deny_keys:    identities the deny memory holds; 0 turns it off.
     deny_seconds: the longest that anybody is refused without asking again: how late a reset or a refund may be noticed.
     max_waiting:  requests that may wait for the call before theirs, for one set of demands.
+    on_granted:   called with what was admitted, and how often, after each call.
     """
 
     def __init__(
@@ -68,21 +70,23 @@ class RedisStore:
         deny_keys: int,
         deny_seconds: float,
         max_waiting: int,
+        on_granted: Callable[[Demands, int], None],
     ) -> None:
         self.stats = stats
         self._manager = manager
         self._script = manager.script(SCRIPT)
         self._prefix = manager.key("ratelimit", "")
-        self._budget = budget
+        self._budget = Budget(budget)
         self._max_waiting = max_waiting
         self._lanes: dict[Demands, _Lane] = {}
         self._loop = asyncio.get_running_loop()
         self._tasks = Tasks()
-        self._denied: TLRUCache[Demands, _Denial] | None = None
-        if deny_keys:
-            self._denied = TLRUCache(
-                deny_keys, lambda _, denial, now: min(denial.until, now + deny_seconds), time.monotonic
-            )
+        self._deny_seconds = deny_seconds if deny_keys else 0.0
+        self._denied: TLRUCache[Demands, _Denial] = TLRUCache(
+            max(1, deny_keys), lambda _, denial, now: min(denial.until, now + deny_seconds), time.monotonic
+        )
+        self._denying = 0.0  # until when somebody is denied: before that, nobody has to be looked up
+        self._on_granted = on_granted
 
     def hit(self, demands: Demands) -> Awaitable[Decision]:
         """Admit all demands or none of them."""
@@ -117,11 +121,11 @@ class RedisStore:
     async def _give_back(self, admitted: list[tuple[Demands, int]]) -> None:
         for group, at in admitted:
             with suppress(RedisUnavailable):
-                await self._call("refund", tuple(demand for demand in group if demand.role == TAKE), admitted=at)
+                await self._ask("refund", tuple(demand for demand in group if demand.role == TAKE), admitted=at)
 
     async def _lead(self, demands: Demands) -> Decision:
         """Be the first in a lane, and call."""
-        if self._denied is not None and (denial := self._denied.get(demands)) is not None:
+        if time.monotonic() < self._denying and (denial := self._denied.get(demands)) is not None:
             self.stats.refused_locally += 1
             return _again(denial)
         lane = self._lanes.get(demands)
@@ -129,31 +133,34 @@ class RedisStore:
             return await self._join(lane)
         lane = self._lanes[demands] = _Lane()
         try:
-            return (await self._commit(demands, 1, self._budget))[0]
+            before = time.monotonic()
+            reply: list[int] = await self._within(self._budget.spend(self._call("hit", demands, 1)))
+            return self._decided(demands, 1, reply, before)[0]
         finally:
             self._pass_on(lane, demands)
 
     async def peek(self, demands: Demands) -> Decision:
         """What `hit` would say of one identity, without taking anything."""
-        reply = await self._call("peek", demands, 1)
+        reply = await self._ask("peek", demands, 1)
         return _decisions(demands, 1, reply)[0]
 
     async def charge(self, demands: Demands) -> None:
         """Take, whether it fits or not."""
         for group in self._groups(demands):
-            await self._call("charge", group)
+            await self._ask("charge", group)
 
     async def refund(self, demands: Demands, admitted: int) -> None:
         """Give back what was admitted at `admitted`, as far as it still counts."""
         for group in self._groups(demands):
-            await self._call("refund", group, admitted=admitted)
+            await self._ask("refund", group, admitted=admitted)
 
     async def reset(self, demands: Demands) -> None:
         """Forget what one identity has used."""
-        await self._within(self._manager.execute("DEL", *map(self._key, demands)), self._budget)
+        await self._within(self._budget.spend(self._manager.execute("DEL", *map(self._key, demands))))
         self._forgive(demands)
 
     async def aclose(self) -> None:
+        self._budget.close()
         await self._tasks.cancel()
 
     def _join(self, lane: _Lane) -> asyncio.Future[Decision]:
@@ -178,10 +185,12 @@ class RedisStore:
         group: list[asyncio.Future[Decision]] = []
         try:
             while lane.waiting:
-                budget = self._budget - (self._loop.time() - lane.since)
+                deadline = lane.since + self._budget.seconds
                 group, lane.waiting = lane.waiting, []
                 try:
-                    decisions = await self._commit(demands, len(group), budget)
+                    before = time.monotonic()
+                    reply = await self._within(self._call("hit", demands, len(group)), deadline)
+                    decisions = self._decided(demands, len(group), reply, before)
                 except RedisUnavailable as error:
                     # Who came while this call failed would wait for the next one longer than his budget.
                     for future in [*group, *lane.waiting]:
@@ -196,34 +205,40 @@ class RedisStore:
             for future in [*group, *lane.waiting]:
                 _fail(future, "the limiter was closed")
 
-    async def _commit(self, demands: Demands, want: int, budget: float) -> list[Decision]:
-        before = time.monotonic()
-        decisions = _decisions(demands, want, await self._call("hit", demands, want, budget=budget))
+    async def _ask(self, mode: str, demands: Demands, want: int = 0, admitted: int = 0) -> list[int]:
+        reply: list[int] = await self._within(self._budget.spend(self._call(mode, demands, want, admitted)))
+        return reply
+
+    def _decided(self, demands: Demands, want: int, reply: list[int], before: float) -> list[Decision]:
+        """What the script said, remembered where it has to be."""
+        decisions = _decisions(demands, want, reply)
         last = decisions[-1]
-        if self._denied is not None and last.retry_after and (last.reason == "ban" or not _strikes(demands)):
-            self._denied[demands] = _Denial(last, before + last.retry_after)
+        if last.retry_after and self._deny_seconds and (last.reason == "ban" or not _strikes(demands)):
+            until = before + last.retry_after
+            self._denied[demands] = _Denial(last, until)
+            self._denying = max(self._denying, min(until, before + self._deny_seconds))
+        if reply[0]:
+            self._on_granted(demands, reply[0])
         return decisions
 
-    async def _call(
-        self, mode: str, demands: Demands, want: int = 0, admitted: int = 0, budget: float | None = None
-    ) -> list[int]:
+    def _call(self, mode: str, demands: Demands, want: int = 0, admitted: int = 0) -> Coroutine[Any, Any, list[int]]:
         self.stats.calls += 1
         args: list[str | int] = [mode, want, admitted]
         for demand in demands:
             quota = demand.quota
             args += (quota.limit, quota.window, quota.burst, demand.cost, demand.role)
-        call = self._script(keys=[self._key(demand) for demand in demands], args=args)
-        reply: list[int] = await self._within(call, self._budget if budget is None else budget)
-        return reply
+        return self._script(keys=[self._key(demand) for demand in demands], args=args)
 
-    async def _within(self, call: Any, budget: float) -> Any:
+    async def _within(self, call: Coroutine[Any, Any, Any], deadline: float | None = None) -> Any:
+        """The reply. RedisUnavailable if there is none by the deadline, or if it is an error."""
         try:
-            async with asyncio.timeout(budget):
+            if deadline is None:
+                return await call
+            async with asyncio.timeout_at(deadline):
                 return await call
         except TimeoutError:
-            raise RedisUnavailable(
-                f"redis did not decide within {self._budget * 1000:g} ms", maybe_executed=True
-            ) from None
+            reason = f"redis did not decide within {self._budget.seconds * 1000:g} ms"
+            raise RedisUnavailable(reason, maybe_executed=True) from None
         except RedisError as error:
             raise RedisUnavailable(f"redis cannot decide: {error}", maybe_executed=True) from error
 

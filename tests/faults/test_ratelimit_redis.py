@@ -22,6 +22,19 @@ async def test_without_redis_each_process_admits_its_share() -> None:
     assert limiter.stats.unavailable == 30
 
 
+async def test_what_this_process_admitted_with_redis_counts_against_its_share_without(
+    private_redis: RedisServer,
+) -> None:
+    async with RateLimiter("40/minute", redis=private_redis.url, expected_workers=4, budget=2.0) as limiter:
+        while (await limiter.hit("warm")).degraded:
+            pass
+        decisions = await asyncio.gather(*(limiter.hit("a") for _ in range(7)))
+        assert not any(decision.degraded for decision in decisions)
+        private_redis.stop()
+        alone = [await limiter.hit("a") for _ in range(6)]
+    assert [decision.allowed for decision in alone] == [True] * 3 + [False] * 3
+
+
 async def test_without_redis_open_rules_admit_and_closed_ones_answer_503() -> None:
     async with RedisManager(NOBODY) as redis:
         rules = [

@@ -167,7 +167,7 @@ def test_a_refund_gives_room_again(admitted_before: bool) -> None:
 
 def test_a_charge_is_taken_whether_it_fits_or_not() -> None:
     memory, clock = store()
-    memory.charge((Demand(QUOTA, "a", 5),))
+    memory.take(QUOTA, "a", 5)
     assert not hit(memory, "a")
     clock.go(63)
     assert hit(memory, "a")
