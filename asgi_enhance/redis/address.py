@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from asgi_enhance.errors import ConfigError
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+_PARTS = re.compile(r"([^/?]*@)?([^/?]*)(?:/([^?]*))?(?:\?(.*))?", re.DOTALL)  # login@, hosts, path, query
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 
 
@@ -44,19 +45,16 @@ class Address:
                 _check(scheme, rest)
                 return cls(kind="single", label=label, options=parse_url(url))
             base, kind = scheme.split("+")
-            login, at, rest = rest.rpartition("@")
-            hosts, _, tail = rest.partition("/")
-            hosts, question, query = hosts.partition("?")
-            if question:
-                tail = f"?{query}"
+            login, hosts, path, query = _PARTS.fullmatch(rest).groups(default="")  # type: ignore[union-attr]
             seeds = tuple(_seed(host, _PORTS[kind]) for host in hosts.split(","))
-            service = ""
+            service, database = "", path
             if kind == "sentinel":
-                service, tail = re.fullmatch(r"([^/?]*)/?(.*)", tail, re.DOTALL).groups()  # type: ignore[union-attr]
+                service, _, database = path.partition("/")
                 if not service:
                     raise ValueError("name the service after the hosts: redis+sentinel://host:26379/service/0")
-            _check(base, f"host/{tail}")
-            options = parse_url(f"{base}://{login}{at}host/{tail}")
+            one = f"{login}host/{database}?{query}"
+            _check(base, one)
+            options = parse_url(f"{base}://{one}")
         except ValueError as error:
             raise ConfigError(f"url: {label!r}: {error}") from None
         del options["host"]

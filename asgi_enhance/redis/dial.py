@@ -31,10 +31,7 @@ class Dialer:
             "decode_responses": False,
             "retry": Retry(NoBackoff(), 0),
         }
-        try:
-            self._make()
-        except (TypeError, ValueError, RedisError) as error:
-            raise ConfigError(f"url: {error}") from None
+        self._make()  # complains of options there are not
 
     @property
     def label(self) -> str:
@@ -138,11 +135,14 @@ def dialer_for(address: Address, *, timeout: float) -> Dialer | SentinelDialer:
     """What connects to `address`; for a cluster, to its first seed."""
     options = dict(address.options)
     login = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    dialer = Dialer(options, timeout=timeout)
-    if address.kind == "cluster":
-        return dialer.at(*address.seeds[0])
-    if address.kind == "sentinel":
-        return SentinelDialer(address, dialer, Dialer({**options, **login, "db": 0}, timeout=timeout))
+    try:
+        dialer = Dialer(options, timeout=timeout)
+        if address.kind == "cluster":
+            return dialer.at(*address.seeds[0])
+        if address.kind == "sentinel":
+            return SentinelDialer(address, dialer, Dialer({**options, **login, "db": 0}, timeout=timeout))
+    except (TypeError, ValueError, RedisError) as error:
+        raise ConfigError(f"url: {address.label!r}: {error}") from None
     return dialer
 
 

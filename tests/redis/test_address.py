@@ -27,6 +27,12 @@ def test_sentinels_their_service_and_the_database() -> None:
     assert dict(address.options) == {"password": "pw", "db": 2, "sentinel_password": "other"}
 
 
+def test_what_stands_in_the_query_is_no_login() -> None:
+    address = Address.parse("redis+cluster://a:1?client_name=me@home")
+    assert address.seeds == (("a", 1),)
+    assert dict(address.options) == {"client_name": "me@home"}
+
+
 def test_the_seeds_of_a_cluster() -> None:
     address = Address.parse("rediss+cluster://joe:pw@a:1,b?ssl_check_hostname=no")
     assert (address.kind, address.seeds) == ("cluster", (("a", 1), ("b", 6379)))
@@ -52,6 +58,7 @@ def test_a_bad_url_is_a_config_error_that_names_it(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match="url") as caught:
         RedisManager(url)
     assert said in str(caught.value)
+    assert url in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,7 @@ def test_a_bad_url_is_a_config_error_that_names_it(url: str, said: str) -> None:
         "redis://localhost/nan?password=s3cret",
         "redis+sentinel://joe:s3cret@a,b?sentinel_password=s3cret",
         "redis+cluster://joe:s3cr@t-s3cret@a,b:x",
+        "redis://joe:s3cret@localhost?protocol=4",
     ],
 )
 def test_no_message_shows_a_password(url: str) -> None:

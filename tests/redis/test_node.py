@@ -77,3 +77,20 @@ async def test_a_node_that_is_closed_lets_nobody_wait_and_connects_no_more(priva
         assert node.pipeline is None
         with pytest.raises(RedisUnavailable, match="was closed"):
             await node.call(INCR, idempotent=False)
+
+
+async def test_a_caller_who_leaves_when_it_is_his_turn_gives_it_to_the_next(private_redis: RedisServer) -> None:
+    async with node_of(private_redis, max_in_flight=1) as node:
+        await node.call(INCR, idempotent=False)
+
+        async def first() -> object:
+            reply = await node.call(INCR, idempotent=False)
+            second.cancel()  # it has been woken by the same reply, and has not run yet
+            return reply
+
+        one = asyncio.create_task(first())
+        second = asyncio.create_task(node.call(INCR, idempotent=False))
+        third = asyncio.create_task(node.call(INCR, idempotent=False))
+        assert await one == 2
+        assert await third == 3
+        assert second.cancelled()
