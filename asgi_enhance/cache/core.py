@@ -14,6 +14,7 @@ from cachetools import LRUCache
 
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.asgi.tasks import Tasks
+from asgi_enhance.asgi.types import Headers
 from asgi_enhance.cache import values
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Flights, Outcome
@@ -44,6 +45,17 @@ class Claim(Enum):
     """Everybody for himself: it is not for sharing, the time is up, or nobody knows."""
     AGAIN = "again"
     """Somebody else was at it. Look whether he has brought it, then ask again."""
+
+
+class Shelf:
+    """A place for the one entry of a URL, and for its fields as they were last sent."""
+
+    __slots__ = ("only", "sent")
+
+    def __init__(self) -> None:
+        self.only: Entry | None = None
+        self.sent: tuple[object, int, Headers] = (None, 0, [])
+        """By whom, at which age, and the fields."""
 
 
 class Fetch:
@@ -200,6 +212,10 @@ class Cache(Resource[R], Generic[R]):
         return kept
 
     # -- responses ------------------------------------------------------------------------------------------------
+
+    def glance(self, key: Key) -> Shelf | None:
+        """Where the entry for any request to this URL lies, if it is here, is the only one, and does not vary."""
+        return None
 
     def peek(self, request: Request) -> Entry | None:
         """The entry for this request, if it can be told at once."""

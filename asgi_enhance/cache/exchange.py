@@ -120,7 +120,7 @@ class Exchange:
         if layer.age:
             headers.append((b"age", b"%d" % entry.age(now)))
         if layer.cache_status:
-            headers.append((b"cache-status", told or layer.hit % int(entry.fresh_until - now)))
+            headers.append((b"cache-status", told or layer.hit % (int(entry.lifetime) - entry.age(now))))
         await self._send({"type": "http.response.start", "status": code, "headers": headers})
         await self._send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
 

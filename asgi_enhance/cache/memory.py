@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
-from asgi_enhance.cache.core import Cache, Fetch, Running
+from asgi_enhance.cache.core import Cache, Fetch, Running, Shelf
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
 from asgi_enhance.cache.policy.vary import VaryNames, VaryValues
@@ -24,17 +24,16 @@ SWEEP: Final = 2
 """How many of the oldest are looked at on every write: what has expired goes before it is in the way."""
 
 
-class Slot:
+class Slot(Shelf):
     """All variants of one URL."""
 
-    __slots__ = ("entries", "only", "size", "varies", "visited")
+    __slots__ = ("entries", "size", "varies", "visited")
 
     def __init__(self) -> None:
+        super().__init__()
         self.entries: dict[Variant, Entry] = {}
         self.varies: tuple[VaryNames, ...] = ()
         """The Vary of its responses, the latest first: different ones may be in use at once."""
-        self.only: Entry | None = None
-        """The entry, where there is only one and it does not vary."""
         self.size = 0
         self.visited = False
 
@@ -66,6 +65,7 @@ class Slot:
         in_use = {names for _, names, _ in self.entries}
         self.varies = tuple(dict.fromkeys(names for names in order if names in in_use))
         self.only = self.entries.get(PLAIN) if len(self.entries) == 1 else None
+        self.sent = (None, 0, [])
 
 
 class MemoryCache(Cache[Running]):
@@ -109,6 +109,14 @@ class MemoryCache(Cache[Running]):
         await value.tasks.cancel()
 
     # -- responses ------------------------------------------------------------------------------------------------
+
+    def glance(self, key: Key) -> Shelf | None:
+        slot = self._kept.get(key)
+        if slot is None:
+            return None
+        slot.visited = True
+        entry = slot.only
+        return slot if entry is not None and entry.epoch == self.purges.number else None  # type: ignore[return-value]
 
     def peek(self, request: Request) -> Entry | None:
         slot = self._kept.get(request.key)
@@ -275,6 +283,7 @@ class _Box:
     """One value in the store."""
 
     __slots__ = ("size", "value", "visited")
+    only: Final = None
 
     def __init__(self, value: Value, key_size: int) -> None:
         self.value = value

@@ -12,13 +12,13 @@ from asgi_enhance.asgi.types import RawHeaders, Scope
 from asgi_enhance.cache.policy.fields import Directives, cache_control
 from asgi_enhance.cache.policy.vary import VaryNames, VaryValues, values
 
-Key = tuple[bytes, bytes, bytes, bytes, bytes]
+Key = tuple[bytes, str, bytes, bytes, bytes]
 """Namespace, scheme, host, path, query: one URL, whoever asks for it and however it varies."""
 
 Partition = tuple[bytes, ...]
 """What else tells apart the responses of one URL: fields the operator names, the user in a private cache."""
 
-_WATCHED = frozenset(
+WATCHED = frozenset(
     {
         b"cache-control",
         b"content-length",
@@ -34,7 +34,6 @@ _WATCHED = frozenset(
     }
 )
 _NO_DIRECTIVES: Directives = {}
-_SCHEMES = {"http": b"http", "https": b"https"}
 
 
 class Request:
@@ -54,7 +53,7 @@ class Request:
         self._directives: Directives | None = None
         fields: dict[bytes, bytes] = {}
         for name, value in self.headers:
-            if name in _WATCHED:
+            if name in WATCHED:
                 fields[name] = fields[name] + b", " + value if name in fields else value
         self.fields = fields
         host = fields.pop(b"host", None)
@@ -63,7 +62,7 @@ class Request:
         raw_path = scope.get("raw_path")
         self.key: Key = (
             namespace,
-            _SCHEMES.get(scope.get("scheme", "http"), b"?"),
+            scope.get("scheme", "http"),
             host.lower() if host is not None else _server(scope),
             raw_path.partition(b"?")[0] if raw_path is not None else quote(scope["path"]).encode("ascii"),
             scope.get("query_string", b""),
@@ -95,7 +94,7 @@ class Request:
 
     @property
     def origin(self) -> str:
-        return (self.key[1] + b"://" + self.key[2]).decode("latin-1")
+        return f"{self.key[1]}://{self.key[2].decode('latin-1')}"
 
     def variant(self, vary: VaryNames) -> VaryValues:
         """This request's values of the fields a Vary nominates."""
@@ -125,23 +124,31 @@ def _server(scope: Scope) -> bytes:
     return f"{host}:{port}".encode("latin-1", "replace") if port is not None else str(host).encode("latin-1", "replace")
 
 
-def digest(key: Sequence[bytes | None]) -> str:
+def digest(key: Sequence[bytes | str | None]) -> str:
     """A key or the values of a variant as a fixed-length name; the length before each part keeps parts apart."""
     state = blake2b(digest_size=16)
     for part in key:
+        if isinstance(part, str):
+            part = part.encode()
         state.update(b"-" if part is None else b"%d:" % len(part) + part)
     return state.hexdigest()
 
 
+def url_of(key: Key) -> str:
+    """The URL, without the namespace."""
+    _, scheme, host, path, query = key
+    return f"{scheme}://" + (host + path + (b"?" + query if query else b"")).decode("latin-1")
+
+
 def resolved(base: Key, reference: bytes) -> Key | None:
     """The key of a URI reference, or None if it leads to another origin."""
-    namespace, scheme, host, path, query = base
-    here = (scheme + b"://" + host + path + (b"?" + query if query else b"")).decode("latin-1")
+    namespace, scheme, host, *_ = base
+    here = url_of(base)
     try:
         there = urlsplit(urljoin(here, reference.decode("latin-1").strip()))
     except ValueError:
         return None
-    origin = (there.scheme.lower().encode("latin-1"), there.netloc.lower().encode("latin-1"))
+    origin = (there.scheme.lower(), there.netloc.lower().encode("latin-1"))
     if origin != (scheme, host):
         return None
     return namespace, scheme, host, there.path.encode("latin-1") or b"/", there.query.encode("latin-1")

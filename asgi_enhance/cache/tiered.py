@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from asgi_enhance.cache.core import Fetch
+from asgi_enhance.cache.core import Fetch, Shelf
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.memory import MemoryCache
 from asgi_enhance.cache.redis import RedisCache, RedisRunning
@@ -76,6 +76,9 @@ class TieredCache(RedisCache):
     def is_current(self) -> bool:
         """Whether the copy may be believed."""
         return self.is_tracking and not self._behind
+
+    def glance(self, key: Key) -> Shelf | None:
+        return self.near.glance(key) if self.is_current else None
 
     def peek(self, request: Request) -> Entry | None:
         return self.near.peek(request) if self.is_current else None

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final, Literal, NamedTuple
 
 from asgi_enhance.cache.entry import Entry
-from asgi_enhance.cache.request import Key
+from asgi_enhance.cache.request import Key, url_of
 
 Kind = Literal["tag", "url", "prefix", "all"]
 
@@ -97,12 +97,6 @@ class Purges:
 
     def of(self, entry: Entry, key: Key) -> Verdict:
         return self.verdict(entry.epoch, entry.tags, key)
-
-
-def url_of(key: Key) -> str:
-    """The URL a purge names: without the namespace, with the query."""
-    _, scheme, host, path, query = key
-    return (scheme + b"://" + host + path + (b"?" + query if query else b"")).decode("latin-1")
 
 
 MAX_PREFIXES: Final = 256
