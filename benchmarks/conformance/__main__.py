@@ -76,7 +76,7 @@ async def run(package: Path, only: str = "") -> str:
             await origin.stdout.readline()  # it says where it listens
             options = ["--no-date-header", "--no-server-header", "--no-access-log", "--http", "httptools"]
             environment = {"ORIGIN": f"127.0.0.1:{port}"}
-            with LiveServer("benchmarks.conformance_app:app", options=options, env=environment) as cache:
+            with LiveServer("benchmarks.conformance.app:app", options=options, env=environment) as cache:
                 client = await asyncio.create_subprocess_exec(
                     *("node", "--no-warnings", "cli.mjs"),
                     cwd=package,
