@@ -129,7 +129,7 @@ def litestar_channels(redis: str | None) -> tuple[ASGIApp, Publish]:
                     await socket.receive_text()
 
     endpoint.__annotations__["socket"] = WebSocket
-    app = Litestar([websocket("/ws")(endpoint)], plugins=[plugin])
+    app: Any = Litestar([websocket("/ws")(endpoint)], plugins=[plugin])
 
     async def publish(text: str) -> None:
         await plugin.wait_published(text, [GROUP])

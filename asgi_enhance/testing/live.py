@@ -1,4 +1,4 @@
-"""Real servers for tests: an app under uvicorn, hypercorn or granian, in a process of its own, on a free port."""
+"""Real servers for tests: an app under uvicorn, hypercorn, granian or daphne, in its own process, on a free port."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 SERVERS = ("uvicorn", "hypercorn", "granian")
+"""Those that speak all of ASGI; `"daphne"` can be asked for as well."""
 
 
 def free_port() -> int:
@@ -27,7 +28,7 @@ class LiveServer:
     """`with LiveServer("tests.apps:app") as server:` serves an importable app at `server.url`.
 
     app:     `module:attribute`, importable from the current directory.
-    server:  `"uvicorn"` (default), `"hypercorn"` or `"granian"`.
+    server:  `"uvicorn"` (default), `"hypercorn"`, `"granian"` or `"daphne"` (which has no lifespan).
     options: more arguments for the server's own command line.
     env:     added to this process' environment.
     port:    default: a free one.
@@ -120,7 +121,9 @@ def _command(server: str, app: str, port: int) -> list[str]:
         return [*run, "hypercorn", app, "--bind", f"127.0.0.1:{port}", "--log-level", "warning"]
     if server == "granian":
         return [*run, "granian", "--interface", "asgi", app, "--port", str(port), "--log-level", "warning"]
-    raise ValueError(f"server must be one of {SERVERS}, not {server!r}")
+    if server == "daphne":
+        return [*run, "daphne", app, "--port", str(port), "--verbosity", "0"]
+    raise ValueError(f"server must be one of {(*SERVERS, 'daphne')}, not {server!r}")
 
 
 def _listens(port: int) -> bool:

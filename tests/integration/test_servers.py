@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from asgi_enhance.testing.live import SERVERS, LiveServer
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+@pytest.fixture(scope="module", params=[*SERVERS, "daphne"])
 def server(request: pytest.FixtureRequest, backend_url: str) -> Iterator[LiveServer]:
     env = {"STACK_BACKEND": backend_url}
     with LiveServer("tests.integration.apps:served", server=request.param, env=env) as live:
