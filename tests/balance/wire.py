@@ -55,6 +55,11 @@ class Wire:
         self.reader = reader
         self.writer = writer
 
+    @property
+    def over(self) -> bool:
+        """Whether either side has closed."""
+        return self.writer.is_closing() or self.reader.at_eof()
+
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
         async with asyncio.timeout(TIMEOUT):
