@@ -140,7 +140,7 @@ async def test_80_websockets_cancelled_at_random_leave_nothing_behind() -> None:
             async def send(message: Message) -> None:
                 await asyncio.sleep(0)
 
-            task = asyncio.create_task(app(websocket_scope(), receive, send))  # type: ignore[arg-type]
+            task = asyncio.create_task(app(websocket_scope(), receive, send))
             await asyncio.sleep(rng.random() * 0.02)
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):

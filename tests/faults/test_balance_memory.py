@@ -13,8 +13,8 @@ from tests.balance.wire import ScriptedBackend, Wire, connect, get
 
 GIBIBYTE = 1 << 30
 PIECE = bytes(1 << 20)
-MAY_GROW = 24 << 20
-"""Bytes the proxying process may grow by: a few buffers of every layer, an eighth of a percent of what passes."""
+MAY_GROW = 8 << 20
+"""Bytes the proxying process may grow by: a few buffers of every layer, under a percent of what passes."""
 
 _apps: dict[str, LoadBalanceApp] = {}
 
