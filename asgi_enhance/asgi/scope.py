@@ -23,44 +23,54 @@ def path_below_mount(scope: Scope) -> str:
     """The decoded path as seen by an app mounted at `root_path`; always begins with a slash.
 
     Starlette, FastAPI and BlackSheep leave the mount in `path` and name it in `root_path`; Litestar takes it out
-    of `path` and leaves `root_path` empty. Both end here in the same answer.
+    of `path`, leaves `root_path` empty and adds a slash at the end. All end here in the same answer.
     """
     path: str = scope["path"]
-    return path[len(_mount(scope)) :] or "/"
+    below = path[len(_mount(scope)) :] or "/"
+    if below == path and below.endswith("/") and below != "/":
+        raw: bytes | None = scope.get("raw_path")
+        if raw and not _decoded(raw.partition(b"?")[0][-3:]).endswith("/"):
+            return below[:-1]
+    return below
 
 
 def raw_path_below_mount(scope: Scope) -> bytes:
     """The path below the mount exactly as the client wrote it: percent-encoding, case and `;` untouched.
 
-    The mount is cut off by its decoded length, since a client may have encoded it (`/a%70i` for `/api`).
+    That is the tail of `raw_path` that says what `path` says: a client may have encoded the mount (`/a%70i` for
+    `/api`). If there is none, because a layer further out changed `path`, the path counts, encoded anew.
     """
-    path: str = scope["path"]
-    mount = _mount(scope)
+    below = path_below_mount(scope)
     raw: bytes | None = scope.get("raw_path")
-    if raw is None:
-        return quote(path[len(mount) :] or "/", safe="/:@!$&'()*+,;=-._~").encode("ascii")
-    raw = raw.partition(b"?")[0]  # some servers leave the query in
-    if mount:
-        return _skip_decoded(raw, len(mount.encode())) or b"/"
-    if b"%" not in raw and len(raw) == len(path):
-        return raw
-    decoded = unquote_to_bytes(raw).decode("utf-8", "replace")
-    if decoded == path:
-        return raw
-    # Litestar: the mount is gone from `path` but not from `raw_path`, and a slash may have been added.
-    cut = len(decoded) - len(path) + (not decoded.endswith(path))
-    return _skip_decoded(raw, len(decoded[:cut].encode())) or b"/"
+    if raw is not None:
+        raw = raw.partition(b"?")[0]  # some servers leave the query in
+        if "%" not in below and raw.decode("latin-1").endswith(below):
+            return raw[-len(below) :]
+        decoded = _decoded(raw)
+        tail = _skip_decoded(raw, len(decoded[: max(0, len(decoded) - len(below))].encode()))
+        if tail.startswith(b"/") and _decoded(tail) == below:
+            return tail
+    return quote(below, safe="/:@!$&'()*+,;=-._~").encode("ascii")
 
 
 def _mount(scope: Scope) -> str:
-    """The part of `path` that is the mount: `root_path` if the path is below it, else nothing."""
+    """The part of `path` that is the mount: `root_path` if the path is below it, else nothing.
+
+    Where a proxy takes away a prefix, FastAPI's and hypercorn's `root_path` begins with what `path` never had;
+    Starlette says in `app_root_path` how much that is.
+    """
     root: str = scope.get("root_path", "")
     if not root or root == "/":
         return ""
     path: str = scope["path"]
-    root = root.rstrip("/")
-    below = path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/")
-    return root if below else ""
+    for mount in (root.rstrip("/"), root.removeprefix(scope.get("app_root_path", "")).rstrip("/")):
+        if path.startswith(mount) and (len(path) == len(mount) or path[len(mount)] == "/"):
+            return mount
+    return ""
+
+
+def _decoded(raw: bytes) -> str:
+    return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
 def _skip_decoded(raw: bytes, count: int) -> bytes:
