@@ -103,6 +103,9 @@ def without_extensions(scope: Scope, *names: str) -> Scope:
 class _Derived(dict[str, Any]):
     __slots__ = ("_origin", "_own")
 
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[Scope]]:
+        return dict, (dict(self),)  # a copy of it is its owner's alone
+
     def __init__(self, origin: Scope, changes: dict[str, Any]) -> None:
         super().__init__(origin, **changes)
         self._origin = origin

@@ -1,8 +1,11 @@
+import copy
+from collections.abc import Callable
 from urllib.parse import unquote
 
 import pytest
 
 from asgi_enhance.asgi.scope import (
+    derived,
     header,
     header_values,
     path_below_mount,
@@ -118,3 +121,12 @@ def test_what_the_app_writes_into_the_copy_is_seen_by_the_layers_outside() -> No
     seen = {"type": "http", "endpoint": 1, "route": 2, "path_params": 3, "state": {"x": 4}}
     assert inner == {**seen, "extensions": {}}
     assert scope == {**seen, "extensions": {"a": {}, "b": {}}}
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, dict, lambda scope: scope.copy()])
+def test_a_copy_of_a_derived_scope_is_its_owners_alone(copied: Callable[[Scope], Scope]) -> None:
+    scope: Scope = {"type": "http", "path": "/"}
+    own = copied(derived(scope, path="/x"))
+    own["type"] = "other"
+    assert own == {"type": "other", "path": "/x"}
+    assert scope == {"type": "http", "path": "/"}
