@@ -10,9 +10,10 @@ The rules, after nginx's `real_ip_recursive` and Envoy's `xff_num_trusted_hops`:
   trusted only if `trusted` contains `"unix"`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import islice
 
 from asgi_enhance.asgi.scope import header_values
 from asgi_enhance.asgi.types import Scope
@@ -72,15 +73,13 @@ class ClientAddress:
         return self._unix if address is None else self._is_trusted(address)
 
     def _hop(self, scope: Scope, peer: str | None) -> str | None:
-        entries = self._entries(scope)
         assert self._hops is not None
-        if len(entries) < self._hops:
-            return peer
-        return normalise(entries[-self._hops]) or peer
+        entry = next(islice(self._entries(scope), self._hops - 1, None), None)
+        return peer if entry is None else normalise(entry) or peer
 
     def _rightmost_untrusted(self, scope: Scope, peer: str | None) -> str | None:
         answer = peer
-        for entry in reversed(self._entries(scope)):
+        for entry in self._entries(scope):
             address = normalise(entry)
             if address is None:
                 break
@@ -89,13 +88,14 @@ class ClientAddress:
                 break
         return answer
 
-    def _entries(self, scope: Scope) -> list[str]:
-        lines = header_values(scope["headers"], self._header)
-        text = b",".join(lines).decode("latin-1")
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if self._header == b"forwarded":
-            parts = [_forwarded_for(part) for part in parts]
-        return [_without_port(part) for part in parts]
+    def _entries(self, scope: Scope) -> Iterator[str]:
+        """What the proxies have written, the nearest one first."""
+        for line in reversed(header_values(scope["headers"], self._header)):
+            text = line.decode("latin-1")
+            forwarded = self._header == b"forwarded"
+            for part in _from_the_right(text, ",") if forwarded else reversed(text.split(",")):
+                if entry := part.strip():
+                    yield _without_port(_forwarded_for(entry) if forwarded else entry)
 
     def _in_networks(self, text: str) -> bool:
         try:
@@ -113,11 +113,29 @@ def _network(name: str) -> IPv4Network | IPv6Network:
 
 
 def _forwarded_for(element: str) -> str:
-    for pair in element.split(";"):
+    for pair in _from_the_right(element, ";"):
         name, _, value = pair.partition("=")
         if name.strip().lower() == "for":
             return value.strip().strip('"')
     return ""
+
+
+def _from_the_right(text: str, separator: str) -> Iterator[str]:
+    """The parts between separators that are not inside quotes.
+
+    Read from the right, as a quote that the client left open must not swallow what the proxies wrote after it.
+    """
+    end, quoted = len(text), False
+    for at in range(len(text) - 1, -1, -1):
+        if text[at] == '"':
+            escapes = 0
+            while quoted and text[at - 1 - escapes : at - escapes] == "\\":
+                escapes += 1
+            quoted = quoted == bool(escapes % 2)
+        elif text[at] == separator and not quoted:
+            yield text[at + 1 : end]
+            end = at
+    yield text[:end]
 
 
 def _without_port(entry: str) -> str:

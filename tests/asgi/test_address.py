@@ -72,6 +72,13 @@ def test_with_n_hops_the_nth_entry_from_the_right_wins_and_too_few_mean_the_peer
         ("for=unknown", "10.0.0.1"),
         ("for=_hidden", "10.0.0.1"),
         ("proto=https", "10.0.0.1"),
+        ('for=198.51.100.9;host="a,b"', "198.51.100.9"),
+        ('for=198.51.100.9;host="x,for=6.6.6.6"', "198.51.100.9"),
+        ('host="x;for=6.6.6.6";for=198.51.100.9', "198.51.100.9"),
+        (r'for=198.51.100.9;host="x\",for=6.6.6.6,\""', "198.51.100.9"),
+        (r'for=198.51.100.9;host="x\\";proto=http', "198.51.100.9"),
+        ('for=6.6.6.6;host=", for=198.51.100.9;host="a"', "198.51.100.9"),
+        (r'for="\, for=198.51.100.9;host="a"', "198.51.100.9"),
     ],
 )
 def test_forwarded_is_read_when_it_is_the_proxys_header(line: str, client: str) -> None:
