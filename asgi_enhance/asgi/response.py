@@ -48,6 +48,8 @@ class _Exchange:
         else:
             if not self.started.done():
                 self.started.set_exception(RuntimeError("the app returned without a response"))
+        finally:
+            self.started.cancel()  # if nothing has come of it, nobody may go on waiting
 
     async def send(self, message: Message) -> None:
         if self.started.done():

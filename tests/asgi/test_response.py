@@ -70,6 +70,16 @@ async def test_an_error_before_the_start_is_raised_to_the_handler() -> None:
         await response_of(fails, Request(http_scope()))
 
 
+async def test_an_app_that_ends_cancelled_before_the_start_does_not_leave_the_handler_waiting() -> None:
+    async def waits_for_something_cancelled(scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.get_running_loop().create_future()
+        work.cancel()
+        await work
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(response_of(waits_for_something_cancelled, Request(http_scope())), 5)
+
+
 async def test_an_app_without_an_answer_is_an_error() -> None:
     async def silent(scope: Scope, receive: Receive, send: Send) -> None:
         return
