@@ -103,7 +103,8 @@ class Driver:
     send_error: raised by every `send`, as a server does whose client is gone. Default: none.
 
     What it noticed on the way is in `sent` and `times` (the messages and when they came, monotonic seconds),
-    `overlapping_reads` (times `receive` was called while another call was waiting) and `reads_after_disconnect`.
+    `overlapping_reads` (times `receive` was called while another call was waiting), `waiting_readers` (calls that wait
+    now) and `reads_after_disconnect`.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Driver:
         self.sent: list[Message] = []
         self.times: list[float] = []
         self.overlapping_reads = 0
+        self.waiting_readers = 0
         self.reads_after_disconnect = 0
         self.task: asyncio.Task[None] | None = None
         self._incoming = deque(incoming)
@@ -127,7 +129,6 @@ class Driver:
         self._send_error = send_error
         self._changed = asyncio.Event()
         self._read = 0  # how many of `sent` the test has taken
-        self._readers = 0
         self._gone = False
         self._tracker = ResponseTracker()
 
@@ -137,14 +138,14 @@ class Driver:
         if self._gone:
             self.reads_after_disconnect += 1
             await asyncio.Event().wait()  # as hypercorn and daphne do
-        self.overlapping_reads += bool(self._readers)
-        self._readers += 1
+        self.overlapping_reads += bool(self.waiting_readers)
+        self.waiting_readers += 1
         try:
             while not self._incoming:
                 await self._changed.wait()
             message = self._incoming.popleft()
         finally:
-            self._readers -= 1
+            self.waiting_readers -= 1
         self._gone = message["type"].endswith(".disconnect")
         return message
 

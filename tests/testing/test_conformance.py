@@ -269,6 +269,107 @@ async def makes_403_of_every_denial(message: Message, send: Send) -> None:
     await send(message)
 
 
+async def keeps_hints_for_the_start(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    kept: list[Message] = []
+
+    async def keep(message: Message) -> None:
+        if message["type"] == "http.response.early_hint":
+            kept.append(message)
+            return
+        while kept:
+            await send(kept.pop())
+        await send(message)
+
+    await app(scope, receive, keep)
+
+
+async def makes_its_own_start(message: Message, send: Send) -> None:
+    if message["type"] == "http.response.start":
+        message = {key: message[key] for key in ("type", "status", "headers", "trailers") if key in message}
+    await send(message)
+
+
+def receiving(change: Callable[[Message], Message | None]) -> Callable[[ASGIApp], ASGIApp]:
+    """A factory of a middleware that does `change` to every message of the server; None means drop it."""
+
+    async def call(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        async def changed() -> Message:
+            while (message := change(await receive())) is None:
+                pass
+            return message
+
+        await app(scope, changed if scope["type"] == "http" else receive, send)
+
+    return middleware(call)
+
+
+def hands_on_only_what_it_knows(message: Message) -> Message | None:
+    return message if message["type"] in ("http.request", "http.disconnect") else None
+
+
+def marks_the_servers_message(message: Message) -> Message:
+    message["seen"] = True
+    return message
+
+
+async def makes_its_own_scope(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    known = ("type", "asgi", "http_version", "method", "path", "query_string", "headers", "state", "extensions")
+    await app({key: scope[key] for key in known if key in scope}, receive, send)
+
+
+async def reads_ahead(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        return await app(scope, receive, send)
+    messages: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def read() -> None:
+        while True:
+            messages.put_nowait(await receive())
+
+    reader = asyncio.create_task(read())
+    try:
+        await app(scope, messages.get, send)
+    finally:
+        reader.cancel()
+
+
+_left_behind: list[asyncio.Future[Message]] = []
+
+
+async def watches_on_for_ever(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app(scope, receive, send)
+    if scope["type"] == "http":
+        _left_behind.append(asyncio.ensure_future(receive()))
+        await asyncio.sleep(0)
+
+
+async def swallows_what_it_does_not_expect(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await app(scope, receive, send)
+    except ValueError:
+        if scope["type"] == "http":
+            raise
+
+
+async def closes_websockets_without_a_word(message: Message, send: Send) -> None:
+    await send({"type": "websocket.close"} if message["type"] == "websocket.close" else message)
+
+
+async def queues_for_websockets(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "websocket":
+        return await app(scope, receive, send)
+    messages: asyncio.Queue[Message | None] = asyncio.Queue()
+
+    async def write() -> None:
+        while (message := await messages.get()) is not None:
+            await send(message)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write())
+        await app(scope, receive, messages.put)
+        messages.put_nowait(None)
+
+
 async def reports_start_up_as_complete(message: Message, send: Send) -> None:
     await send({"type": "lifespan.startup.complete"} if message["type"] == "lifespan.startup.failed" else message)
 
@@ -287,7 +388,7 @@ DEFECTS: list[tuple[Callable[[ASGIApp], ASGIApp], set[str]]] = [
     (middleware(buffers_the_response), {"every_message_goes_out_at_once", "back_pressure_reaches_the_app"}),
     (
         middleware(believes_the_first_message_is_the_start),
-        {"early_hints_come_before_the_start", "debug_comes_before_the_start", "unknown_messages_pass"},
+        {"early_hints_come_before_the_start", "debug_comes_before_the_start", "unknown_messages_and_keys_pass"},
     ),
     (
         sending(lets_only_known_messages_pass),
@@ -317,6 +418,19 @@ DEFECTS: list[tuple[Callable[[ASGIApp], ASGIApp], set[str]]] = [
     (middleware(stops_the_app_at_the_end_of_the_response), {"work_after_the_response_goes_on"}),
     (sending(accepts_websockets_for_the_app), {"a_websocket_conversation_passes"}),
     (sending(makes_403_of_every_denial), {"a_websocket_is_refused_in_the_apps_own_words"}),
+    (middleware(keeps_hints_for_the_start), {"every_message_goes_out_at_once"}),
+    (sending(makes_its_own_start), {"unknown_messages_and_keys_pass"}),
+    (receiving(hands_on_only_what_it_knows), {"unknown_messages_reach_the_app"}),
+    (receiving(marks_the_servers_message), {"messages_are_not_changed_in_place"}),
+    (middleware(makes_its_own_scope), {"the_request_reaches_the_app_as_it_came"}),
+    (middleware(reads_ahead), {"an_upload_is_read_no_faster_than_the_app_reads"}),
+    (middleware(watches_on_for_ever), {"nobody_reads_on_when_the_app_has_returned"}),
+    (
+        middleware(swallows_what_it_does_not_expect),
+        {"an_exception_of_a_websocket_or_lifespan_passes_unchanged"},
+    ),
+    (sending(closes_websockets_without_a_word), {"a_websocket_is_closed_in_the_apps_own_words"}),
+    (middleware(queues_for_websockets), {"back_pressure_of_a_websocket_reaches_the_app"}),
     (GZipMiddleware, {"zerocopysend_passes_or_is_not_offered", "push_passes"}),
     (lambda app: BaseHTTPMiddleware(app, lambda r, n: n(r)), {"trailers_come_after_the_last_body"}),
 ]
@@ -346,6 +460,34 @@ def test_every_situation_has_a_defect_that_it_finds() -> None:
 async def test_nothing_is_found_where_nothing_is_broken() -> None:
     assert await check(lambda app: app) == []
     await assert_transparent(middleware(transparent))
+
+
+async def test_headers_may_come_out_as_lists() -> None:
+    async def makes_lists(message: Message, send: Send) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [list(pair) for pair in message.get("headers", ())]}
+        await send(message)
+
+    found = {finding.situation for finding in await check(sending(makes_lists))}
+    assert found == {"an_unknown_scope_type_passes_with_the_very_same_objects"}
+
+
+async def test_what_one_middleware_breaks_is_not_held_against_the_next() -> None:
+    def empties(message: Message) -> Message:
+        message["body"] = None
+        return message
+
+    await check(receiving(empties))
+    await check(sending(writes_into_the_message))
+    await assert_transparent(middleware(transparent))
+    seen: list[Any] = []
+
+    async def remembers(message: Message, send: Send) -> None:
+        seen.extend(pair for pair in message.get("headers", ()) if pair == (b"x-layer", b"1"))
+        await send(message)
+
+    await check(sending(remembers))
+    assert seen == []
 
 
 async def test_a_broken_middleware_is_named_with_all_it_breaks() -> None:
