@@ -60,13 +60,10 @@ class Dialer:
         try:
             async with asyncio.timeout(self.timeout):
                 await connection.connect()  # type: ignore[no-untyped-call]
-        except BaseException as error:
-            await hang_up(connection)
-            if isinstance(error, TimeoutError):
-                raise RedisUnavailable(f"no connection within {self.timeout:g} s") from error
-            if isinstance(error, RedisError | OSError):
-                raise RedisUnavailable(str(error)) from error
-            raise
+        except TimeoutError as error:
+            raise RedisUnavailable(f"no connection within {self.timeout:g} s") from error
+        except (RedisError, OSError) as error:
+            raise RedisUnavailable(str(error)) from error
         return connection
 
     def client(self, timeout: float) -> redis.asyncio.Redis:

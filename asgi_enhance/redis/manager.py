@@ -210,7 +210,7 @@ class RedisManager(Resource["Session"]):
         session = self._sessions.get(loop)
         if session is None:
             for closed in [other for other in self._sessions if other.is_closed()]:
-                self._sessions.pop(closed).drop()
+                del self._sessions[closed]  # what is in it is dropped as the resource's
             session = self._sessions[loop] = self._make_session()
             session.spawn(self.started(), name="redis start")
         return session

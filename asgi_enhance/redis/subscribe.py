@@ -58,8 +58,6 @@ class Subscription:
     # for the connection
 
     def deliver(self, payload: bytes) -> None:
-        if self._closed:
-            return
         try:
             self._on_message(payload)
         except Exception:
@@ -71,7 +69,7 @@ class Subscription:
             return
         self._confirmed.set()
         gap, self._was_confirmed = self._was_confirmed, True
-        if gap and self._on_gap is not None and not self._closed:
+        if gap and self._on_gap is not None:
             try:
                 self._on_gap()
             except Exception:

@@ -33,7 +33,7 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 @asynccontextmanager
 async def scripted(*scripts: Script) -> AsyncIterator[str]:
     """A server that plays `scripts`, one a connection (the last for all further ones), after the greetings; its URL."""
-    connections = 0
+    connections = 0  # so far
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -77,6 +77,23 @@ async def test_a_moved_slot_is_followed_and_then_known(redis_cluster: RedisClust
         assert manager.stats.errors == 0
 
 
+async def test_one_redirection_is_reason_to_read_the_map_anew(redis_cluster: RedisCluster) -> None:
+    async with manager_of(redis_cluster) as manager:
+        keys = [f"{{many:{number}}}" for number in range(30)]
+        await asyncio.gather(*(manager.execute("SET", key, 1) for key in keys))
+        for key in keys:
+            slot = key_slot(key.encode())
+            redis_cluster.move_slot(slot, elsewhere(redis_cluster, slot))
+        unknown = iter(keys)
+
+        async def known_before_it_was_asked_for() -> bool:
+            before = manager.stats.redirected
+            assert await manager.execute("GET", next(unknown)) == b"1"
+            return manager.stats.redirected == before
+
+        await until_true(known_before_it_was_asked_for)
+
+
 async def test_a_slot_on_the_move_answers_for_old_and_new_keys(redis_cluster: RedisCluster) -> None:
     async with manager_of(redis_cluster) as manager:
         await manager.execute("SET", "{ask}old", "old")
@@ -130,6 +147,32 @@ async def test_a_sharded_channel_moves_with_its_slot_and_tells_the_gap(redis_clu
         await subscription.close()
 
 
+async def test_a_sharded_channel_whose_slot_went_away_and_came_back_is_on(redis_cluster: RedisCluster) -> None:
+    got: list[bytes] = []
+    async with manager_of(redis_cluster) as manager:
+        subscription = manager.subscribe("returns", got.append, lambda: got.append(b"gap"), sharded=True)
+        await subscription.ready()
+        slot = key_slot(b"returns")
+        owner = redis_cluster.owner(slot)
+        redis_cluster.move_slot(slot, elsewhere(redis_cluster, slot))
+        redis_cluster.move_slot(slot, owner)
+        await until(lambda: got == [b"gap"] and subscription.is_ready)
+        assert await manager.execute("SPUBLISH", "returns", "x") == 1
+        await until(lambda: got == [b"gap", b"x"])
+
+
+async def test_a_sharded_channel_finds_its_node_with_an_old_map_too(redis_cluster: RedisCluster) -> None:
+    got: list[bytes] = []
+    async with manager_of(redis_cluster) as manager:
+        await manager.execute("GET", "x")
+        slot = key_slot(b"late")
+        redis_cluster.move_slot(slot, elsewhere(redis_cluster, slot))
+        subscription = manager.subscribe("late", got.append, sharded=True)
+        await subscription.ready()
+        assert await manager.execute("SPUBLISH", "late", "x") == 1
+        await until(lambda: got == [b"x"])
+
+
 async def test_the_client_is_redis_pys_cluster_client(redis_cluster: RedisCluster) -> None:
     async with manager_of(redis_cluster) as manager:
         assert isinstance(manager.client, Client)
@@ -160,6 +203,57 @@ async def test_a_dead_node_leaves_the_others_in_service_and_comes_back() -> None
                 return replies == [None] * len(mine)
 
             await until_true(back, seconds=15)
+
+
+async def test_when_another_node_takes_over_the_slots_of_a_dead_one_it_is_found() -> None:
+    with RedisCluster() as cluster:
+        async with patient(cluster.url) as manager:
+            await manager.execute("SET", "x", 1)
+            slot = key_slot(b"x")
+            dead, heir = cluster.owner(slot), elsewhere(cluster, slot)
+            name = heir.call("CLUSTER", "MYID")
+            dead.kill()
+            for node in cluster.nodes:
+                if node is not dead:
+                    node.call("CLUSTER", "SETSLOT", slot, "NODE", name)
+
+            async def served() -> bool:
+                try:
+                    return bool(await manager.execute("SET", "x", 2) == b"OK")
+                except RedisUnavailable:
+                    return False
+
+            await until_true(served)
+            assert heir.call("GET", "x") == b"2"
+
+
+async def test_a_sharded_channel_waits_for_a_cluster_that_comes_later() -> None:
+    with RedisCluster() as cluster:
+        for node in cluster.nodes:
+            node.stop()
+        async with RedisManager(cluster.url, max_probe_delay=0.2) as manager:
+            subscription = manager.subscribe("c", print, sharded=True)
+            with pytest.raises(RedisUnavailable):
+                await subscription.ready()
+            for node in cluster.nodes:
+                node.start()
+            await until(lambda: subscription.is_ready, seconds=20)
+
+
+async def test_seeds_that_do_not_answer_hold_nobody_up_longer_than_one_server_would() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    servers = [await asyncio.start_server(silent, "127.0.0.1", 0) for _ in range(3)]
+    hosts = ",".join(f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers)
+    try:
+        async with RedisManager(f"redis+cluster://{hosts}", connect_timeout=0.3, command_timeout=0.1) as manager:
+            with pytest.raises(RedisUnavailable, match=r"none within 0\.4 s"):
+                await manager.execute("GET", "x")
+    finally:
+        for server in servers:
+            server.close()
 
 
 async def test_a_cluster_that_is_away_is_refused_at_once_after_a_few_failures() -> None:

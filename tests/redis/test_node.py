@@ -1,8 +1,10 @@
 """What one server's node does with a command that its connection did not take to the end."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 
 import pytest
 
@@ -14,13 +16,14 @@ from asgi_enhance.redis.node import Node
 from asgi_enhance.redis.stats import RedisStats
 from asgi_enhance.redis.wire import pack
 from asgi_enhance.testing.servers import RedisServer
+from tests.redis.helpers import until
 
 INCR = pack(("INCR", "n"))
 
 
 @asynccontextmanager
 async def node_of(
-    server: RedisServer, *, max_in_flight: int = 100, command_timeout: float = 2.0
+    server: RedisServer, *, max_in_flight: int = 100, command_timeout: float = 2.0, backoff: Backoff | None = None
 ) -> AsyncIterator[Node]:
     tasks = Tasks()
     node = Node(
@@ -30,7 +33,7 @@ async def node_of(
         command_timeout=command_timeout,
         max_in_flight=max_in_flight,
         breaker=Breaker(3),
-        backoff=Backoff(0.1, 1.0),
+        backoff=backoff or Backoff(0.1, 1.0),
         stats=RedisStats(),
         tasks=tasks,
     )
@@ -94,3 +97,25 @@ async def test_a_caller_who_leaves_when_it_is_his_turn_gives_it_to_the_next(priv
         assert await one == 2
         assert await third == 3
         assert second.cancelled()
+
+
+async def test_after_an_outage_the_next_one_is_probed_as_soon_as_the_first(private_redis: RedisServer) -> None:
+    backoff = Backoff(0.01, 10.0)
+    async with node_of(private_redis, backoff=backoff) as node:
+        private_redis.stop()
+        while not node.breaker.is_open:
+            with pytest.raises(RedisUnavailable):
+                await node.call(INCR, idempotent=False)
+        private_redis.start()
+        await until(lambda: not node.breaker.is_open)
+        await asyncio.sleep(0)
+        assert backoff.next(Random(1)) <= 0.01
+
+
+async def test_the_answer_to_asking_is_nobodys_worry(
+    private_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with node_of(private_redis) as node:
+        assert await node.call(INCR, idempotent=False, asking=True) == 1  # "cluster support disabled", and 1
+        gc.collect()
+    assert "never retrieved" not in caplog.text

@@ -382,3 +382,23 @@ async def test_an_error_is_an_answer_to_a_probe() -> None:
             await manager.execute("GET", "a")
         assert not manager.available
         await until(lambda: manager.available)
+
+
+async def test_closing_ends_a_probe_that_waits_for_its_answer_and_its_connection() -> None:
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def thinks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await command(reader) == [b"PING"]
+        asked.set()
+        await reader.read()
+        closed.set()
+
+    async with scripted(silent, thinks) as url:
+        async with patient(url, command_timeout=0.5, breaker_threshold=1, probe_delay=0.01) as manager:
+            with pytest.raises(RedisUnavailable):
+                await manager.execute("GET", "a")
+            await until(asked.is_set)
+        await until(closed.is_set, seconds=0.3)

@@ -81,3 +81,23 @@ async def test_a_service_nobody_knows_is_told(watched: Watched) -> None:
     async with patient(f"redis+sentinel://127.0.0.1:{watched.sentinel.port}/nosuch/0") as manager:
         with pytest.raises(RedisUnavailable, match="does not know 'nosuch'"):
             await manager.execute("GET", "x")
+
+
+async def test_the_sentinel_that_knew_is_asked_first_the_next_time(watched: Watched) -> None:
+    asked = 0
+
+    async def ignorant(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await command(reader)
+        asked += 1
+        writer.write(b"*-1\r\n")
+        await reader.read()
+
+    async with scripted(ignorant) as url:
+        first = url.removeprefix("redis://").removesuffix("/0")
+        async with patient(watched.sentinel.sentinel_url.replace("://", f"://{first},")) as manager:
+            for times in range(1, 4):
+                await manager.ping()
+                watched.primary.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                await until(lambda times=times: manager.stats.lost == times)  # type: ignore[misc]
+            assert asked == 1

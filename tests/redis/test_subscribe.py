@@ -54,6 +54,7 @@ async def test_after_close_nothing_is_delivered_and_the_server_is_told(redis: Re
 
 async def test_a_channel_left_and_joined_again_at_once_is_on(redis: RedisManager) -> None:
     got: list[bytes] = []
+    await redis.subscribe("other", print).ready()
     subscription = redis.subscribe("c", got.append)
     for _ in range(50):
         await subscription.close()
@@ -184,3 +185,34 @@ async def test_a_channel_that_is_not_permitted_is_told_and_leaves_the_others_alo
         await manager.execute("PUBLISH", "good", "x")
         await until(lambda: got == [b"x"])
         assert good.is_ready
+
+
+def _subscribers() -> list[str]:
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith("redis subscriptions")]
+
+
+async def test_when_nobody_listens_a_lost_connection_is_not_made_again_until_somebody_does(
+    redis: RedisManager, redis_server: RedisServer
+) -> None:
+    subscription = redis.subscribe("c", print)
+    await subscription.ready()
+    await subscription.close()
+    assert len(_subscribers()) == 1
+    for kind in ("pubsub", "normal"):  # it is the one or the other, before and after the server reads our UNSUBSCRIBE
+        redis_server.call("CLIENT", "KILL", "TYPE", kind)
+    await until(lambda: not _subscribers())
+    await redis.subscribe("c", print).ready()
+
+
+async def test_a_server_that_takes_connections_and_drops_them_is_not_stormed() -> None:
+    connections = 0
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+
+    async with scripted(drop) as url, patient(url, probe_delay=0.1) as manager:
+        manager.subscribe("c", print)
+        await asyncio.sleep(0.4)
+        assert 1 <= connections <= 6
