@@ -17,6 +17,7 @@ from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.asgi.types import Message, Scope
 from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.metrics.policy import DURATION_BUCKETS
+from asgi_enhance.metrics.route import UNMATCHED
 from asgi_enhance.metrics.series import FULL, RequestSeries, SocketSeries, Table
 from asgi_enhance.metrics.share import DirectoryShare, RedisShare, Share
 from asgi_enhance.metrics.slices import at_once, in_slices, slowly
@@ -149,9 +150,9 @@ class MetricsCollector(Resource[Tasks]):
 
     async def turn(self) -> None:
         """A slot of the time has ended, or nothing has begun yet."""
-        slot = self._ring.current
-        self._begin_slot()
         try:
+            slot = self._ring.current
+            self._begin_slot()
             await self.started()
             await self._fold(slot)
         except Exception:
@@ -161,7 +162,12 @@ class MetricsCollector(Resource[Tasks]):
         series.fold(self._ring.current)
 
     def socket(self, scope: Scope, app: Any = None) -> SocketSeries:
-        return self.table.socket(scope, app)
+        """The series of a WebSocket's route."""
+        try:
+            return self.table.socket(scope, app)
+        except Exception:
+            self.failed()
+            return SocketSeries(UNMATCHED)  # counted nowhere, but the connection goes on
 
     def raised(self, scope: Scope, error: BaseException, app: Any = None) -> None:
         """The app raised, before or after its response."""

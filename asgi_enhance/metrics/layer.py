@@ -211,7 +211,7 @@ class _Exchange:
         elif kind == "http.response.body":
             self.sent += len(message.get("body") or b"")
             if not message.get("more_body"):
-                if not self.head.get("trailers"):  # type: ignore[union-attr]
+                if self.head is None or not self.head.get("trailers"):
                     return self._send_last(message)
             else:
                 self.streamed = True
@@ -222,9 +222,8 @@ class _Exchange:
         return self.server_send(message)
 
     async def _send_last(self, message: Message) -> None:
-        left = (
-            self.gone
-        )  # asked before the server has the message: afterwards everybody is told that the client is gone
+        # Asked before the server has the message: afterwards everybody is told that the client is gone.
+        left = self.gone
         await self.server_send(message)
         seconds = perf_counter() - self.start
         if self.finished:
@@ -246,6 +245,8 @@ class _Exchange:
                 series.exemplify(self.scope, seconds)
         except TypeError:  # an endpoint that cannot be hashed
             self._count(DISCONNECTED if left else "", seconds)
+        except Exception:
+            collector.failed()
 
     def failed(self, failure: BaseException) -> str:
         """The app raised; the name of its error."""

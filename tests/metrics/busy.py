@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from random import Random
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -81,15 +80,12 @@ def busy(redis: RedisManager, backends: list[str]) -> tuple[ASGIApp, MetricsColl
     app: ASGIApp = BroadcastRouter(cached, processor=processor)
     app = RateLimitMiddleware(app, rules=rules, default=None, limiter=limiter)
 
-    def states() -> dict[str, dict[str, Any]]:
-        told = ("state", "in_flight", "requests", "failures")
-        return {url: {key: one[key] for key in told} for url, one in balancer.core.report().items()}
-
-    collector.watch("cache", cached.stats, gauges=("entries", "bytes"))
+    collector.watch("cache", cached.stats)
     collector.watch("ratelimit", limiter.stats)
     collector.watch("balance", balancer.core.stats)
-    collector.watch("backend", states, label="backend", gauges=("in_flight",))
-    collector.watch("broadcast", processor.stats, gauges=("connections", "groups", "outbox_bytes"))
+    gauges = ("weight", "priority", "in_flight", "latency")
+    collector.watch("backend", balancer.core.report, label="backend", gauges=gauges)
+    collector.watch("broadcast", processor.stats)
     collector.watch("redis", redis.stats)
     collector.watch("redis_server", lambda: {"state": "available" if redis.available else "unavailable"})
     return MetricsMiddleware(app, collector=collector, dashboard=True), collector

@@ -37,7 +37,7 @@ async def empty() -> Message:
     return {"type": "http.request", "body": b""}
 
 
-async def test_ten_thousand_urls_are_a_handful_of_series_and_no_memory() -> None:
+async def test_thousands_of_urls_are_a_handful_of_series_and_no_memory() -> None:
     layer = MetricsMiddleware(app(), collector=MetricsCollector(registry=None))
     rng = random.Random(5)
     scopes = [http_scope("/")]
@@ -45,14 +45,14 @@ async def test_ten_thousand_urls_are_a_handful_of_series_and_no_memory() -> None
     async def send_one(path: str, method: str) -> None:
         await layer({**scopes[0], "path": path, "method": method, "raw_path": path.encode()}, empty, nothing)
 
-    for number in range(1_500):  # whatever is remembered has been, up to its bound
+    for number in range(1_200):  # whatever is remembered has been, up to its bound
         await send_one(f"/items/{number}", "GET")
         await send_one(f"/{number}", f"M{number}")
     layer.collector.totals()
     gc.collect()
     tracemalloc.start()
     try:
-        for number in range(10_000):
+        for number in range(4_000):
             path = rng.choice(("/items/{}", "/m/{}/x/1", "/{}", "/{}/admin.php"))
             await send_one(path.format(number), "GET" if number % 2 else f"BREW{number}")
         layer.collector.totals()

@@ -147,6 +147,15 @@ async def test_exemplars_carry_the_trace_under_openmetrics_alone() -> None:
     assert TRACE not in (await request(layer, "/metrics")).body.decode()
 
 
+async def test_a_bucket_keeps_its_exemplar_for_a_while() -> None:
+    layer = busy(exemplars=True, buckets=(60,))
+    for trace in (TRACE, TRACE[::-1]):
+        await request(layer, "/hello/world", headers=[(b"traceparent", f"00-{trace}-b7ad6b7169203331-01".encode())])
+    text = (await request(layer, "/metrics", headers=OPENMETRICS)).body.decode()
+    assert TRACE in text
+    assert TRACE[::-1] not in text
+
+
 @pytest.mark.parametrize(
     "traceparent",
     [

@@ -2,17 +2,18 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware
 from asgi_enhance.metrics.policy import RequestLabels
-from asgi_enhance.metrics.series import RequestSeries
+from asgi_enhance.metrics.series import FULL, RequestSeries
 from asgi_enhance.testing.conformance import assert_transparent
 from asgi_enhance.testing.driver import Driver, http_scope, request
 
@@ -23,6 +24,14 @@ def says(*messages: Message) -> ASGIApp:
             await send(message)
 
     return app
+
+
+async def no_receive() -> Message:
+    return {"type": "http.request", "body": b""}
+
+
+async def no_send(message: Message) -> None:
+    pass
 
 
 OK: Message = {"type": "http.response.start", "status": 200, "headers": []}
@@ -202,6 +211,39 @@ async def test_an_event_stream_has_a_family_of_its_own_and_no_share_in_the_perce
     assert metrics["latency"]["start"]["count"] == 0
 
 
+async def test_one_route_may_answer_with_a_stream_or_not() -> None:
+    async def either(request: Request) -> Response:
+        if "stream" not in request.query_params:
+            return PlainTextResponse("plain")
+        return StreamingResponse(iter(["data: 1\n\n", "data: 2\n\n"]), media_type="text/event-stream")
+
+    for order in (("/?stream", "/", "/?stream", "/"), ("/", "/?stream", "/", "/?stream")):
+        layer = MetricsMiddleware(Starlette(routes=[Route("/", either)]))
+        for path in order:
+            await request(layer, path)
+        assert {labels.stream: one.duration.count for labels, one in counted(layer).items()} == {True: 2, False: 2}
+
+
+async def test_what_is_pending_is_bounded() -> None:
+    layer = MetricsMiddleware(says(OK, END))
+    for _ in range(3 * FULL // 4):
+        await layer(http_scope(), no_receive, no_send)
+        (series,) = layer.collector.table.requests.values()
+        assert len(series.pending) < FULL
+
+
+async def test_a_request_whose_client_left_while_it_was_read_is_no_exception_of_the_app() -> None:
+    async def reads(request: Request) -> Response:
+        return PlainTextResponse(await request.body())
+
+    layer = MetricsMiddleware(Starlette(routes=[Route("/", reads, methods=["POST"])]))
+    half: Message = {"type": "http.request", "body": b"half", "more_body": True}
+    with pytest.raises(ClientDisconnect):
+        await Driver(layer, http_scope(method="POST"), [half, {"type": "http.disconnect"}]).run()
+    assert layer.collector.table.exceptions == {}
+    assert only(layer).labels.error == "disconnected"
+
+
 async def test_requests_in_flight_are_counted_while_they_are() -> None:
     proceed = asyncio.Event()
 
@@ -234,6 +276,11 @@ async def test_excluded_paths_are_passed_on_untouched() -> None:
     assert not counted(layer)
 
 
+async def test_a_body_without_a_start_is_for_the_server_to_refuse() -> None:
+    with pytest.raises(RuntimeError, match="a body before its"):
+        await request(MetricsMiddleware(says(END)))
+
+
 async def test_two_layers_may_share_a_collector() -> None:
     collector = MetricsCollector()
     await request(MetricsMiddleware(says(OK, END), collector=collector))
@@ -246,9 +293,17 @@ async def test_a_failure_of_the_metrics_fails_no_request(monkeypatch: pytest.Mon
         raise RuntimeError("metrics are broken")
 
     layer = MetricsMiddleware(says(OK, END))
-    monkeypatch.setattr(layer.collector.table, "series", broken)
-    assert (await request(layer)).body == b"done"
-    assert layer.collector.errors == 1
+    await request(layer)
+    for method in ("GET", "POST"):  # the series is known, and is not
+        monkeypatch.setattr(layer.collector.table, "series", broken)
+        monkeypatch.setattr(layer.collector.table, "bound", BrokenMapping())
+        assert (await request(layer, method=method)).body == b"done"
+    assert layer.collector.errors == 2
+
+
+class BrokenMapping(dict[Any, Any]):
+    def get(self, key: Any, default: Any = None) -> Any:
+        raise RuntimeError("metrics are broken")
 
 
 async def test_mounted_below_another_app_the_metrics_are_still_served() -> None:

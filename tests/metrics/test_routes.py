@@ -302,6 +302,24 @@ async def test_what_a_layer_answers_before_the_router_has_the_route_it_would_hav
         assert found == [("/items/{item}", "429"), ("<unmatched>", "429"), ("<unmatched>", "404")]
 
 
+async def test_a_page_that_a_layer_has_not_is_no_page_that_the_router_has_not() -> None:
+    class Gone(Plain):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"].startswith("/items"):
+                await Response(status_code=404)(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+
+    layer = MetricsMiddleware(Gone(starlette_app()))
+    for url in ("/nowhere", "/items/1", "/nowhere", "/items/2"):
+        await request(layer, url)
+    layer.collector.totals()
+    assert {one.route: series.duration.count for one, series in layer.collector.table.requests.items()} == {
+        "<unmatched>": 2,
+        "/items/{item}": 2,
+    }
+
+
 async def test_a_route_added_later_is_found() -> None:
     app = Starlette(routes=[Route("/first", page)])
     layer = MetricsMiddleware(app)

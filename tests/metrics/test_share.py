@@ -179,6 +179,18 @@ async def test_the_page_says_which_process_when_asked(worker: Worker) -> None:
     assert "http_server_request_duration_seconds_count" not in await text(one, "?scope=process")
 
 
+async def test_what_cannot_be_read_back_is_a_failure_of_the_metrics_and_no_error_for_who_asks(
+    worker: Worker, redis: RedisManager
+) -> None:
+    layer = worker()
+    await request(layer)
+    share = layer.collector._share
+    assert isinstance(share, RedisShare)
+    await redis.execute("HSET", share._key("totals"), "not a record", b"garbage")
+    assert (await layer.collector.get_metrics())["requests"]["total"] == 1
+    assert layer.collector.errors == 1
+
+
 async def test_a_worker_ships_by_itself_while_it_runs(worker: Worker) -> None:
     one, two = worker(interval=0.01), worker()
     async with Lifetime(one):
