@@ -208,7 +208,9 @@ class RateLimiter(Resource[Any]):
     async def watch(self, demands: tuple[Demand, ...]) -> Decision:
         """Decide and count, for nobody to obey (a shadow rule)."""
         decision = await self._decide(demands)
-        self.stats.shadowed += not decision.allowed
+        if not decision.allowed:
+            self.stats.shadowed += 1
+            logger.info("a shadow rule would have refused: %s", ", ".join(decision.violated))
         return decision
 
     async def charge(self, demands: tuple[Demand, ...]) -> None:

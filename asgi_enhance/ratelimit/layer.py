@@ -4,7 +4,6 @@ A request is asked of all rules that match it in one decision. What is refused g
 (or the denial of its handshake, or the end of its connection) and has used up nothing.
 """
 
-import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from math import ceil
@@ -20,12 +19,10 @@ from asgi_enhance.ratelimit.core import RateLimiter
 from asgi_enhance.ratelimit.decision import Decision, Demand
 from asgi_enhance.ratelimit.headers import Serializer, draft10
 from asgi_enhance.ratelimit.keys import LONGEST, by_client
-from asgi_enhance.ratelimit.lease import Applied, Lease, delays, take_slots
+from asgi_enhance.ratelimit.lease import Applied, Lease, delays, split, take_slots
 from asgi_enhance.ratelimit.messages import LimitedMessages
 from asgi_enhance.ratelimit.notation import Limits
 from asgi_enhance.ratelimit.rules import OnError, Rule
-
-logger = logging.getLogger("asgi_enhance.ratelimit")
 
 RETRY_CONCURRENCY = 1.0
 """Seconds after which to come back when all slots are taken: nobody knows when one is freed."""
@@ -166,8 +163,7 @@ class RateLimitMiddleware:
     async def _with_leases(self, applied: Applied, scope: Scope, receive: Receive, send: Send) -> None:
         """For rules that want more than a decision: slots, a delay, a bill, or only to be watched."""
         limiter = self.limiter
-        wanted = tuple(demand for rule, _, demands in applied if not rule.rule.shadow for demand in demands)
-        watched = tuple(demand for rule, _, demands in applied if rule.rule.shadow for demand in demands)
+        wanted, watched = split(applied)
         full = take_slots(applied)
         if full is not None:
             limiter.stats.refused += 1
@@ -182,8 +178,8 @@ class RateLimitMiddleware:
             if not decision.allowed:
                 await self._refusal(decision)(scope, receive, send)
                 return
-            if watched and not (await limiter.watch(watched)).allowed:
-                logger.info("a shadow rule would have refused a request: %s", {demand.quota.name for demand in watched})
+            if watched:
+                await limiter.watch(watched)
             lease.owes(decision)
             await self.app(scope, receive, announcing(self._serialize(decision), lease.send))
         finally:
@@ -192,10 +188,10 @@ class RateLimitMiddleware:
     async def _limit_messages(self, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """`receive` and `send` of a WebSocket whose messages are limited; the same ones if no rule is about it."""
         applied = await self._applied(self._messages, scope)
-        asked = tuple(demand for _, _, demands in applied for demand in demands)
-        if not asked:
+        wanted, watched = split(applied)
+        if not wanted and not watched:
             return receive, send
-        messages = LimitedMessages(self.limiter, asked, delays(applied), self._close_code, receive, send)
+        messages = LimitedMessages(self.limiter, wanted, watched, delays(applied), self._close_code, receive, send)
         return messages.receive, messages.send
 
     def _refusal(self, decision: Decision) -> Problem:

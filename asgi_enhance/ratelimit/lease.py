@@ -16,6 +16,12 @@ logger = logging.getLogger("asgi_enhance.ratelimit")
 Applied = Sequence[tuple[BoundRule, str, tuple[Demand, ...]]]
 
 
+def split(applied: Applied) -> tuple[tuple[Demand, ...], tuple[Demand, ...]]:
+    """What is asked for, and what is only watched."""
+    wanted = tuple(demand for rule, _, demands in applied if not rule.rule.shadow for demand in demands)
+    return wanted, tuple(demand for rule, _, demands in applied if rule.rule.shadow for demand in demands)
+
+
 def delays(applied: Applied) -> dict[str, float]:
     """By the names of quotas, how long a request may wait for them."""
     return {demand.quota.name: rule.rule.max_delay for rule, _, demands in applied for demand in demands}

@@ -14,19 +14,21 @@ class LimitedMessages:
     what it sends until then is dropped, since a server takes nothing after a close.
     """
 
-    __slots__ = ("_close_code", "_closed", "_delays", "_demands", "_limiter", "_receive", "_send")
+    __slots__ = ("_close_code", "_closed", "_delays", "_limiter", "_receive", "_send", "_wanted", "_watched")
 
     def __init__(
         self,
         limiter: RateLimiter,
-        demands: tuple[Demand, ...],
+        wanted: tuple[Demand, ...],
+        watched: tuple[Demand, ...],
         delays: Mapping[str, float],
         close_code: int,
         receive: Receive,
         send: Send,
     ) -> None:
         self._limiter = limiter
-        self._demands = demands
+        self._wanted = wanted
+        self._watched = watched
         self._delays = delays
         self._close_code = close_code
         self._receive = receive
@@ -40,7 +42,9 @@ class LimitedMessages:
                 return message
             if self._closed:
                 continue
-            if (await self._limiter.acquire(self._demands, delays=self._delays)).allowed:
+            if not self._wanted or (await self._limiter.acquire(self._wanted, delays=self._delays)).allowed:
+                if self._watched:
+                    await self._limiter.watch(self._watched)
                 return message
             self._closed = True
             await self._send({"type": "websocket.close", "code": self._close_code, "reason": "too many messages"})

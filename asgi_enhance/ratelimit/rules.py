@@ -101,6 +101,8 @@ class Rule:
             raise ConfigError(f"Rule: concurrency must be at least 1, not {self.concurrency!r}")
         if not 0 <= self.max_delay < float("inf"):
             raise ConfigError(f"Rule: max_delay must be seconds, 0 or more, not {self.max_delay!r}")
+        if set(_several(self.on)) == {"message"} and (self.concurrency is not None or self.charge is not None):
+            raise ConfigError("Rule: concurrency and charge are for requests and handshakes, not for messages")
         if self.on_error not in (None, "local", "open", "closed"):
             raise ConfigError(f"Rule: on_error must be 'local', 'open' or 'closed', not {self.on_error!r}")
         self.matcher()

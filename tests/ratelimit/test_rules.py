@@ -297,6 +297,17 @@ async def test_messages_may_wait_instead_of_ending_the_connection() -> None:
         socket.leave()
 
 
+async def test_a_shadow_rule_about_messages_closes_nothing() -> None:
+    layer = limited(Rule("1/minute", on="message", shadow=True))
+    async with WebSocket(layer, websocket_scope()) as socket:
+        await socket.accepted()
+        for i in range(3):
+            socket.send_text(str(i))
+        assert [await socket.receive_text() for _ in range(3)] == ["0", "1", "2"]
+        socket.leave()
+    assert layer.limiter.stats.shadowed == 2
+
+
 async def test_messages_of_all_connections_of_a_client_count_together() -> None:
     layer = limited(Rule("3/minute", on="message"))
     closed = []
@@ -331,6 +342,8 @@ async def test_messages_of_all_connections_of_a_client_count_together() -> None:
         {"max_delay": -1},
         {"max_delay": float("inf")},
         {"on_error": "ajar"},
+        {"on": "message", "concurrency": 1},
+        {"on": "message", "charge": lambda scope, status: 0},
     ],
 )
 def test_a_rule_that_cannot_work_is_a_config_error(arguments: dict[str, Any]) -> None:
