@@ -8,7 +8,7 @@ if not await limiter.is_allowed(user_id, "login"):
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from types import MappingProxyType
@@ -193,9 +193,9 @@ class RateLimiter(Resource[Any]):
                 raise ConfigError(f"strategy {self.strategy!r}: {quota.name!r} must have whole seconds and no burst")
 
     @property
-    def at_once(self) -> Callable[[tuple[Demand, ...]], Decision] | None:
-        """`acquire` without waiting, where nobody else has to be asked: in memory. Else None."""
-        return self._memory.hit if self._at_once else None
+    def at_once(self) -> MemoryStore | None:
+        """What decides without waiting, where nobody else has to be asked; None if there is somebody."""
+        return self._memory if self._at_once else None
 
     async def acquire(self, demands: tuple[Demand, ...], *, delays: Mapping[str, float] = NO_DELAYS) -> Decision:
         """Admit all demands or none of them. Quotas named in `delays` may hold a request up for so many seconds, if it

@@ -22,6 +22,7 @@ from asgi_enhance.ratelimit.keys import LONGEST, by_client
 from asgi_enhance.ratelimit.lease import Applied, Lease, delays, split, take_slots
 from asgi_enhance.ratelimit.messages import LimitedMessages
 from asgi_enhance.ratelimit.notation import Limits
+from asgi_enhance.ratelimit.policy import Quota
 from asgi_enhance.ratelimit.rules import OnError, Rule
 
 RETRY_CONCURRENCY = 1.0
@@ -95,7 +96,8 @@ class RateLimitMiddleware:
             raise ConfigError(f"message_close_code must be from 1000 to 4999, not {message_close_code!r}")
         self.app = app
         self.limiter = limiter or RateLimiter(redis=redis, expected_workers=expected_workers)
-        self._at_once = self.limiter.at_once
+        memory = self.limiter.at_once
+        self._at_once = memory.hit if memory is not None else None
         key = by_client(client, ipv6_prefix=ipv6_prefix)
         bound = bind(rules, default, key, on_error or "", self.limiter)
         self._http = tuple(rule for rule in bound if rule.rule.covers("http"))
@@ -105,6 +107,12 @@ class RateLimitMiddleware:
         self._exempt = exemption(
             (exempt,) if isinstance(exempt, str) or callable(exempt) else exempt, client or ClientAddress()
         )
+        # With one rule by client for everything and nobody to ask, the way is shorter still.
+        self._decide: Callable[[Quota, str, int], Decision] | None = None
+        if memory is not None and self._exempt is None and len(self._http) == 1 and self._http[0].only is not None:
+            self._key: Callable[[Scope], Any] = key
+            self._quota, self._cost = self._http[0].only
+            self._decide = memory.hit_one
         self._serialize = _joined((headers,) if callable(headers) else tuple(headers))
         self._jitter = retry_jitter
         self._close_code = message_close_code
@@ -115,11 +123,20 @@ class RateLimitMiddleware:
             await self._elsewhere(scope, receive, send)
             return
         # Most requests take this way, and nothing here is done that need not be.
+        if self._decide is not None:
+            identity: Any = self._key(scope)
+            if len(identity) <= LONGEST:
+                decision = self._decide(self._quota, identity, self._cost)
+                if decision.allowed:
+                    await self.app(scope, receive, announcing(self._serialize(decision), send))
+                else:
+                    await self._refusal(decision)(scope, receive, send)
+                return
         asked: tuple[Demand, ...] = ()
         if self._exempt is None or not self._exempt(scope):
             for rule in self._http:
                 if rule.match is None or rule.match(scope):
-                    identity: Any = rule.key(scope)
+                    identity = rule.key(scope)
                     if not (identity.__class__ is str and len(identity) <= LONGEST and identity > "\1"):
                         identity = await rule.identity(identity)  # all others are spelled as they are
                         if identity is None:
@@ -128,7 +145,7 @@ class RateLimitMiddleware:
         if not asked:
             await self.app(scope, receive, send)
             return
-        decision = self._at_once(asked) if self._at_once else await self.limiter.acquire(asked)
+        decision = self._at_once(asked) if self._at_once is not None else await self.limiter.acquire(asked)
         if decision.allowed:
             await self.app(scope, receive, announcing(self._serialize(decision), send))
         else:

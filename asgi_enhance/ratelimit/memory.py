@@ -55,18 +55,20 @@ class MemoryStore:
 
     def hit(self, demands: tuple[Demand, ...]) -> Decision:
         """Admit all demands or none of them."""
+        if len(demands) == 1:
+            return self.hit_one(demands[0].quota, demands[0].identity, demands[0].cost)
+        return self.stats.count(self._hit_all(demands, self._clock() // 1000))
+
+    def hit_one(self, quota: Quota, identity: str, cost: int) -> Decision:
+        """The same for a single demand, which is what most requests are, spared the lists."""
         now = self._clock() // 1000
-        if len(demands) > 1:
-            return self.stats.count(self._hit_all(demands, now))
-        demand = demands[0]  # the common case, spared the lists
-        quota, identity, cost = demand.quota, demand.identity, demand.cost
         table = self._tables[quota.slot][hash(identity) & self._mask]
         usage = table.get(identity)
         if usage is None:
             identity, usage = self._new(table, quota, identity, now)
         spent = usage.spend(quota, cost, now)
         if spent is None:
-            return self.stats.count(self._refuse(demands, [usage], now))
+            return self.stats.count(self._refuse((Demand(quota, identity, cost),), [usage], now))
         if usage.count == cost:
             self._order(table, identity, usage)
         self.stats.allowed += 1
