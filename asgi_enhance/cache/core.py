@@ -14,14 +14,16 @@ from cachetools import LRUCache
 
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.asgi.tasks import Tasks
-from asgi_enhance.asgi.types import Headers
+from asgi_enhance.asgi.types import ASGIApp, Headers
 from asgi_enhance.cache import values
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Flights, Outcome
 from asgi_enhance.cache.policy.purges import Fact
+from asgi_enhance.cache.policy.search import parse, simplified
 from asgi_enhance.cache.request import Key, Request
 from asgi_enhance.cache.stats import CacheStats
 from asgi_enhance.cache.values import Value
+from asgi_enhance.cache.warm import warm
 from asgi_enhance.errors import CacheError, ConfigError
 
 MAX_PASSES: Final = 10_000
@@ -98,6 +100,7 @@ class Cache(Resource[R], Generic[R]):
         self.stats = CacheStats()
         self.flights: Flights[Any] = Flights()
         self._fetches: dict[Key, set[Fetch]] = {}
+        self._searches: LRUCache[tuple[Any, ...], bytes] = LRUCache(MAX_PASSES)
         self._passes: LRUCache[Hashable, float] = LRUCache(MAX_PASSES)
 
     # -- values ---------------------------------------------------------------------------------------------------
@@ -237,6 +240,32 @@ class Cache(Resource[R], Generic[R]):
         """What requests must have in common for one answer to do for all, as far as it is known before there is one."""
         raise NotImplementedError
 
+    async def warm(
+        self, app: ASGIApp, urls: Iterable[str], *, headers: Headers | None = None, at_once: int = 8
+    ) -> dict[str, int]:
+        """Ask `app` (with the middleware round it, and this cache in that) for whole URLs; the status of each.
+
+        `headers` go with every request: what responses vary by. `at_once`: how many are asked for together.
+        """
+        return await warm(app, urls, headers or [], at_once)
+
+    def simplify(self, request: Request) -> None:
+        """Look for this request where all go whose query makes no difference (No-Vary-Search)."""
+        said = self._searches.get(request.key[:4]) if self._searches else None
+        if said is not None and (search := parse(said)) is not None:
+            request.key = (*request.key[:4], simplified(request.key[4], search))
+
+    def _settle_search(self, request: Request, entry: Entry) -> None:
+        """Learn from a response which queries of its path are one, and keep it under the key of them all."""
+        place = request.url[:4]
+        search = parse(entry.no_vary_search)
+        if search is None:
+            self._searches.pop(place, None)
+            request.key = request.url
+        else:
+            self._searches[place] = entry.no_vary_search
+            request.key = (*place, simplified(request.url[4], search))
+
     async def fetch(self, request: Request) -> Fetch:
         """Announce that a response is being fetched. To be ended with `fetched`, whatever becomes of it."""
         fetch = Fetch(request.key, self.epoch())
@@ -255,6 +284,7 @@ class Cache(Resource[R], Generic[R]):
         if fetch.void:
             return False
         entry.epoch = fetch.epoch
+        self._settle_search(request, entry)
         if not await self._put(request, entry, fetch):
             return False
         self.stats.stored += 1
@@ -262,12 +292,18 @@ class Cache(Resource[R], Generic[R]):
 
     async def invalidate(self, keys: Iterable[Key]) -> None:
         """Delete whatever is kept for these URLs, and void what is being fetched for them."""
-        keys = list(keys)
+        keys = [key for url in keys for key in self._spellings(url)]
         for key in keys:
             for fetch in self._fetches.get(key, ()):
                 fetch.void = True
         self.stats.invalidations += len(keys)
         await self._drop_keys(keys)
+
+    def _spellings(self, key: Key) -> list[Key]:
+        """A key, and the one it is kept under if its query makes no difference."""
+        said = self._searches.get(key[:4])
+        search = parse(said) if said is not None else None
+        return [key] if search is None else [key, (*key[:4], simplified(key[4], search))]
 
     async def purge(
         self,

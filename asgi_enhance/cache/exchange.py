@@ -341,7 +341,7 @@ class Exchange:
         response = Received(old.status, merged, self._requested, now, not_modified=True)
         verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
         if isinstance(verdict, Refusal):
-            await self._cache.invalidate([self._request.key])
+            await self._cache.invalidate([self._request.url])
             if self._flight is not None:
                 self._flight.alone()
             entry = _replayed(old, merged, now)
@@ -358,7 +358,7 @@ class Exchange:
         if old is None or response.status != 200:
             return
         if not conditional.head_agrees(old, response.headers):
-            await self._cache.invalidate([self._request.key])
+            await self._cache.invalidate([self._request.url])
             return
         merged = conditional.updated(old, response.headers)
         renewed = Received(old.status, merged, response.requested, response.received, not_modified=True)

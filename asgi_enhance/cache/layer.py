@@ -164,6 +164,7 @@ class CacheMiddleware:
                 return
         request = Request(scope, self._namespace, self._partition_by, self.options.encodings)
         exchange = Exchange(self, scope, receive, send, request)
+        self.cache.simplify(request)
         if method in ("GET", "HEAD"):
             await exchange.run(self.cache.peek(request))
         elif method in invalidation.SAFE:

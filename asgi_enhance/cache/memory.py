@@ -134,7 +134,7 @@ class MemoryCache(Cache[Running]):
         return entry
 
     def _survives(self, request: Request, entry: Entry) -> bool:
-        verdict = self.purges.of(entry, request.key)
+        verdict = self.purges.of(entry, request.url)
         if verdict is Verdict.GONE:
             self.remove(request, entry)
             return False

@@ -6,9 +6,10 @@ away or slow is a miss, at once: what could not be told to it meanwhile is told 
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
@@ -118,7 +119,11 @@ class RedisCache(Cache[RedisRunning]):
     async def lookup(self, request: Request) -> Entry | None:
         try:
             await self._catch_up()
-            return await self._find(request)
+            entry = await self._find(request)
+            if entry is None and request.url[4] and await self._recall(request.url):
+                self.simplify(request)
+                entry = await self._find(request)
+            return entry
         except FAILURES:
             self.stats.store_errors += 1
             return None
@@ -148,10 +153,23 @@ class RedisCache(Cache[RedisRunning]):
                 best = entry
         return best
 
+    async def _recall(self, url: Key) -> bool:
+        """Learn from the others what they have learned of a path's queries; True if it is news."""
+        if url[:4] in self._searches:
+            return False
+        said = await self.manager.execute("GET", self._search_key(url), idempotent=True)
+        if said is None:
+            return False
+        self._searches[url[:4]] = said
+        return True
+
+    def _search_key(self, url: Key) -> str:
+        return self.manager.key("cache", "search", digest(url[:4]))
+
     def _survives(self, request: Request, entry: Entry) -> bool:
         if entry.kept_until <= self.clock():
             return False
-        verdict = self.purges.of(entry, request.key)
+        verdict = self.purges.of(entry, request.url)
         entry.purged = verdict is Verdict.SOFT
         return verdict is not Verdict.GONE
 
@@ -207,6 +225,11 @@ class RedisCache(Cache[RedisRunning]):
             return False
         name = digest(request.key)
         try:
+            if fetch.key != request.key:  # only now it is known that its query makes no difference
+                fetch.fence = int(await self.manager.execute("GET", self._fence(request.key), idempotent=True) or 0)
+            if entry.no_vary_search:
+                said = (self._search_key(request.url), entry.no_vary_search, "PX", milliseconds)
+                await self.manager.execute("SET", *said, idempotent=True)
             kept = await self._store(
                 keys=[self._key(name), self._fence(request.key)],
                 args=[
@@ -225,6 +248,13 @@ class RedisCache(Cache[RedisRunning]):
 
     def _fence(self, key: Key) -> str:
         return f"{self._key(digest(key))}:fence"
+
+    async def invalidate(self, keys: Iterable[Key]) -> None:
+        keys = list(keys)
+        for key in keys:
+            with contextlib.suppress(*FAILURES):
+                await self._recall(key)
+        await super().invalidate(keys)
 
     async def _drop_keys(self, keys: Sequence[Key]) -> None:
         for key in keys:

@@ -39,7 +39,7 @@ _NO_DIRECTIVES: Directives = {}
 class Request:
     """One request, read once."""
 
-    __slots__ = ("_directives", "encodings", "fields", "headers", "key", "method", "partition", "plain")
+    __slots__ = ("_directives", "encodings", "fields", "headers", "key", "method", "partition", "plain", "url")
 
     def __init__(
         self,
@@ -60,13 +60,15 @@ class Request:
         self.plain = not fields
         """No field asks for anything but the response itself."""
         raw_path = scope.get("raw_path")
-        self.key: Key = (
+        self.url: Key = (
             namespace,
             scope.get("scheme", "http"),
             host.lower() if host is not None else _server(scope),
             raw_path.partition(b"?")[0] if raw_path is not None else quote(scope["path"]).encode("ascii"),
             scope.get("query_string", b""),
         )
+        self.key = self.url
+        """Where its entry is looked for; another than its URL only for No-Vary-Search."""
         self.partition: Partition = _partition(self.headers, partition_by) if partition_by else ()
         self.encodings = encodings
 
@@ -94,7 +96,7 @@ class Request:
 
     @property
     def origin(self) -> str:
-        return f"{self.key[1]}://{self.key[2].decode('latin-1')}"
+        return f"{self.url[1]}://{self.url[2].decode('latin-1')}"
 
     def variant(self, vary: VaryNames) -> VaryValues:
         """This request's values of the fields a Vary nominates."""

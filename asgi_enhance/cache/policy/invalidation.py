@@ -19,10 +19,10 @@ def keys(request: Request, status: int, headers: RawHeaders) -> list[Key]:
     """The URLs whose entries a response to an unsafe request makes invalid."""
     if not 200 <= status < 400:
         return []
-    found = [request.key]
+    found = [request.url]
     for name in (b"location", b"content-location"):
         for value in fields.values(headers, name)[:1]:
-            key = resolved(request.key, value)
+            key = resolved(request.url, value)
             if key is not None and key not in found:
                 found.append(key)
     return found

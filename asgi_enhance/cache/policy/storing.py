@@ -201,7 +201,7 @@ def _is_what_get_would_get(request: Request, response: Received) -> bool:
         request.method == "POST"
         and response.status == 200
         and len(location) == 1
-        and resolved(request.key, location[0]) == request.key
+        and resolved(request.url, location[0]) == request.url
     )
 
 

@@ -1,0 +1,113 @@
+"""No-Vary-Search, and warming."""
+
+from typing import Any
+
+import pytest
+
+from asgi_enhance.cache import Cache, CacheMiddleware
+from asgi_enhance.cache.policy.search import Search, parse, simplified
+from asgi_enhance.errors import CacheError
+from asgi_enhance.testing.driver import request
+from tests.cache.origin import Answer, Origin
+
+FRESH = "Cache-Control: max-age=60"
+
+
+@pytest.mark.parametrize(
+    ("value", "search"),
+    [
+        (b"params", Search(False, None)),
+        (b'params=("a" "b")', Search(False, frozenset({b"a", b"b"}))),
+        (b'params, except=("a")', Search(False, None, frozenset({b"a"}))),
+        (b"key-order", Search(True, frozenset())),
+        (b'key-order, params=("a")', Search(True, frozenset({b"a"}))),
+        (b"params, key-order=?0, unknown=1", Search(False, None)),
+        # Whatever is in doubt means that every query is another
+        (b"", None),
+        (b"params=?0", None),
+        (b"params=()", None),
+        (b"params=1", None),
+        (b'params="a"', None),
+        (b"params=(a)", None),
+        (b"params=(1)", None),
+        (b"key-order=1", None),
+        (b'except=("a")', None),
+        (b'params=("a"), except=("b")', None),
+        (b'params, except="a"', None),
+        (b"params, except=(a)", None),
+        (b"params,", None),
+    ],
+)
+def test_the_field_says_which_parameters_do_not_matter(value: bytes, search: Search | None) -> None:
+    assert parse(value) == search
+
+
+@pytest.mark.parametrize(
+    ("value", "one", "other", "same"),
+    [
+        (b'params=("u")', b"a=1&u=2", b"u=3&a=1", True),
+        (b'params=("u")', b"a=1&u=2", b"a=2&u=2", False),
+        (b'params=("u")', b"a=1;u=2", b"a=1", False),
+        (b'params=("u")', b"a=1&%75=2", b"a=1", True),
+        (b'params=("u")', b"a=1&b=2", b"b=2&a=1", False),
+        (b"key-order", b"a=1&b=2", b"b=2&a=1", True),
+        (b"key-order", b"a=1&a=2", b"a=2&a=1", False),
+        (b"params", b"a=1", b"", True),
+        (b'params, except=("id")', b"id=1&a=1", b"b=2&id=1", True),
+        (b'params, except=("id")', b"id=1", b"id=2", False),
+        (b'params=("u")', b"a=%31", b"a=1", True),
+        (b'params=("u")', b"a=b+c", b"a=b%20c", True),
+        (b'params=("u")', b"a=1&b=2", b"a=1%26b=2", False),
+    ],
+)
+def test_queries_are_compared_as_forms(value: bytes, one: bytes, other: bytes, same: bool) -> None:
+    search = parse(value)
+    assert search is not None
+    assert (simplified(one, search) == simplified(other, search)) is same
+
+
+async def test_queries_that_make_no_difference_share_a_response(any_cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, 'No-Vary-Search: params=("utm")', body=b"a"), Answer(FRESH, body=b"b"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    for path in ("/?utm=1", "/?utm=2", "/?", "/"):
+        assert (await request(layer, path)).body == b"a"
+    assert origin.calls == 1
+
+
+async def test_queries_that_make_a_difference_do_not(any_cache: Cache[Any]) -> None:
+    origin = Origin(*[Answer(FRESH, 'No-Vary-Search: params=("utm")', body=b"%d" % number) for number in range(3)])
+    layer = CacheMiddleware(origin, cache=any_cache)
+    bodies = [(await request(layer, path)).body for path in ("/?a=1&utm=1", "/?a=2&utm=1", "/?utm=2&a=1", "/x?a=1")]
+    assert bodies == [b"0", b"1", b"0", b"2"]
+
+
+async def test_a_write_reaches_the_response_that_queries_share(any_cache: Cache[Any]) -> None:
+    search = 'No-Vary-Search: params=("utm")'
+    origin = Origin(Answer(FRESH, search, body=b"old"), Answer(), Answer(FRESH, search, body=b"new"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    await request(layer, "/?a&utm=1")
+    any_cache._searches.clear()  # as in another process, which has not seen the response
+    if any_cache.remote:
+        await request(layer, "/?utm=9&a", method="POST")
+        assert (await request(layer, "/?a&utm=2")).body == b"new"
+
+
+async def test_a_response_that_says_it_no_more_ends_it(any_cache: Cache[Any]) -> None:
+    origin = Origin(
+        Answer("Cache-Control: max-age=0", 'ETag: "a"', "No-Vary-Search: params", body=b"a"),
+        Answer(FRESH, body=b"b"),
+        Answer(FRESH, body=b"c"),
+    )
+    layer = CacheMiddleware(origin, cache=any_cache)
+    assert [(await request(layer, f"/?{number}")).body for number in (1, 2, 3, 2)] == [b"a", b"b", b"c", b"b"]
+
+
+async def test_a_cache_is_warmed_through_the_app(any_cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH), RuntimeError("no"), Answer(FRESH, status=404))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    urls = ["http://testserver/a?b", "http://testserver/c", "http://testserver/d"]
+    assert await any_cache.warm(layer, [*urls, urls[0]], at_once=1) == dict(zip(urls, (200, 500, 404), strict=True))
+    await request(layer, "/a?b")
+    assert origin.calls == 3
+    with pytest.raises(CacheError, match="whole"):
+        await any_cache.warm(layer, ["/a"])
