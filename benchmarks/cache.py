@@ -158,7 +158,8 @@ async def peers_in_redis(url: str) -> AsyncIterator[dict[str, ASGIApp]]:
 async def memory_hits(count: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         async with peers_in_memory(directory) as peers:
-            ways = {"bare app": bare, "asgi_enhance": CacheMiddleware(bare, cache=MemoryCache()), **peers}
+            ours = CacheMiddleware(bare, cache=MemoryCache())
+            ways: dict[str, ASGIApp] = {"bare app": bare, "asgi_enhance": ours, **peers}
             for app in ways.values():
                 await app(scope(), receive, discard)
             table = await compare(
