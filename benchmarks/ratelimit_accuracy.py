@@ -27,6 +27,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import redis.asyncio
@@ -89,7 +90,7 @@ def of_limits(
 
 def of_throttled(using: RateLimiterType) -> Callable[[str, AsyncExitStack], Awaitable[Decide]]:
     async def make(url: str, stack: AsyncExitStack) -> Decide:
-        rate = rate_limiter.Rate(period=rate_limiter.timedelta(seconds=WINDOW), limit=LIMIT)
+        rate = rate_limiter.Rate(period=timedelta(seconds=WINDOW), limit=LIMIT)
         quota = rate_limiter.Quota(rate, burst=BURST)
         store = RedisStore(server=url, options={"SOCKET_TIMEOUT": 0.2})
         limiter = Throttled(using=using.value, quota=quota, store=store)

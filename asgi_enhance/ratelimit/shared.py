@@ -192,10 +192,8 @@ class RedisStore:
                     reply = await self._within(self._call("hit", demands, len(group)), deadline)
                     decisions = self._decided(demands, len(group), reply, before)
                 except RedisUnavailable as error:
-                    # Who came while this call failed would wait for the next one longer than his budget.
-                    for future in [*group, *lane.waiting]:
+                    for future in group:
                         _fail(future, str(error))
-                    lane.waiting.clear()
                 else:
                     for future, decision in zip(group, decisions, strict=True):
                         if not future.done():

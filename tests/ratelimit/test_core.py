@@ -140,7 +140,7 @@ async def test_only_so_many_wait_out_a_delay() -> None:
     limiter = RateLimiter({"requests": 10, "window": 1, "burst": 1}, max_waiting=1)
     ask = limiter.demands("a", "api", 1)
     await limiter.hit("a")
-    decisions = await asyncio.gather(*(limiter.acquire(ask, delays={"default": 0.15}) for _ in range(4)))
+    decisions = await asyncio.gather(*(limiter.acquire(ask, delays={"default": 0.45}) for _ in range(4)))
     assert sorted(decision.allowed for decision in decisions) == [False, False, False, True]
 
 

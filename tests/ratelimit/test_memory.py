@@ -93,6 +93,19 @@ def test_a_recovered_identity_gives_way_before_one_that_is_not() -> None:
     assert memory.peek((Demand(QUOTA, "used"),)).remaining == 1
 
 
+def test_who_comes_again_recovers_later_than_who_does_not() -> None:
+    memory, clock = store(2)
+    hit(memory, "comes again")
+    clock.go(2)
+    hit(memory, "does not")
+    clock.go(40)
+    hit(memory, "comes again")
+    clock.go(24)
+    hit(memory, "new")
+    assert memory.stats.evicted == 0
+    assert memory.peek((Demand(QUOTA, "comes again"),)).remaining == 1
+
+
 def test_when_all_are_limited_new_identities_share_one_entry() -> None:
     memory, clock = store(5)
     for i in range(5):

@@ -138,10 +138,10 @@ async def test_successes_are_given_back() -> None:
 
 
 async def test_no_more_is_given_back_than_was_taken() -> None:
-    app = limited(Rule("5/minute", name="x", charge=lambda scope, status: -100))
-    await request(app)
-    await request(app)
-    assert limits_of(await request(app))["x"][0] == 4
+    app = limited(Rule("5/minute", name="x", charge=lambda scope, status: -100 if scope["path"] == "/back" else 0))
+    for path in ("/", "/", "/back"):
+        await request(app, path)
+    assert limits_of(await request(app))["x"][0] == 2
 
 
 async def test_an_app_that_fails_is_charged_as_a_500() -> None:

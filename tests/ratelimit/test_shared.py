@@ -129,6 +129,16 @@ async def test_a_ban_is_one_for_all_processes_and_is_then_refused_without_a_call
     assert layers[0].limiter.stats.banned > 0
 
 
+async def test_refusals_are_not_counted_while_the_ban_lasts(limiter_on: Limiters, redis: RedisManager) -> None:
+    app = RateLimitMiddleware(hello, [Rule("1/minute", ban=Ban(after=2))], limiter=limiter_on(deny_keys=0))
+    for _ in range(3):
+        await request(app)
+    (key,) = await redis.execute("KEYS", f"{redis.prefix}:*-refusals:*")
+    before = await redis.execute("GET", key)
+    assert (await request(app)).json()["violated-policies"] == ["rule-1-ban"]
+    assert await redis.execute("GET", key) == before
+
+
 async def test_the_layer_counts_over_redis_and_announces_it(limiter_on: Limiters) -> None:
     app = RateLimitMiddleware(hello, limiter=limiter_on(), default="2/minute")
     assert [(await request(app)).status for _ in range(3)] == [200, 200, 429]
