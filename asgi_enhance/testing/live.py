@@ -65,6 +65,9 @@ class LiveServer:
 
     def start(self, *, timeout: float = 20.0) -> None:
         """Start, and wait until the port answers."""
+        if _listens(self.port):
+            self._output.close()
+            raise RuntimeError(f"port {self.port} is taken")
         self._process = subprocess.Popen(
             self._command, env=self._env, stdout=self._output, stderr=self._output, start_new_session=True
         )

@@ -29,6 +29,13 @@ def test_a_server_that_does_not_start_shows_why() -> None:
         pass
 
 
+def test_a_port_that_somebody_else_has_is_not_taken_for_the_server() -> None:
+    with LiveServer("tests.testing.apps:hello") as other:
+        server = LiveServer("tests.testing.apps:hello", port=other.port)
+        with pytest.raises(RuntimeError, match=f"port {other.port} is taken"):
+            server.start()
+
+
 def test_an_unknown_server_is_refused() -> None:
     with pytest.raises(ValueError, match="apache"):
         LiveServer("tests.testing.apps:hello", server="apache")
