@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -64,6 +65,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     _need_uvicorn()
     from asgi_enhance.demo.tour import run
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: its servers are processes of their own, and must end
+        signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         return asyncio.run(run(arguments.redis, serve=arguments.serve))
     return 0

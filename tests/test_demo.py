@@ -1,5 +1,8 @@
 """The tour holds, in memory and over Redis, and fails when a step does not hold."""
 
+import re
+import signal
+import socket
 import subprocess
 import sys
 
@@ -30,7 +33,31 @@ def test_the_same_tour_holds_over_two_gateways_that_share_redis(redis_url: str) 
 def test_a_redis_that_is_away_fails_the_tour() -> None:
     done = tour("--redis", "redis://127.0.0.1:1")
     assert done.returncode == 1
-    assert "✗" in done.stdout
+    assert "127.0.0.1:1" in done.stdout.splitlines()[-1]
+
+
+def test_a_url_that_is_none_is_refused_by_name() -> None:
+    done = tour("--redis", "nonsense")
+    assert done.returncode == 2
+    assert done.stderr.startswith("asgi-enhance demo: url: 'nonsense'")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_demo_takes_its_servers_along(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "asgi_enhance", "demo", "--serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        said = ""
+        while "Serving" not in said:
+            said += (line := demo.stdout.readline())
+            assert line, f"ended before it served:\n{said}"
+        demo.send_signal(number)
+        assert demo.wait(30) == 0
+    ports = [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", said)]
+    assert len(ports) == 4
+    for port in ports:
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", port)) != 0, f"a server still listens on {port}"
 
 
 def test_a_check_that_does_not_hold_stops_the_tour(capsys: pytest.CaptureFixture[str]) -> None:

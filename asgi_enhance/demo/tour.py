@@ -12,6 +12,8 @@ import httpx2
 from websockets.asyncio.client import connect
 
 from asgi_enhance.demo.transcript import StepFailed, Transcript
+from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.live import LiveServer, free_port
 
 BACKENDS = 3
@@ -179,6 +181,12 @@ async def run(redis_url: str | None = None, *, serve: bool = False) -> int:
     """The tour, or with `serve` only its servers until interrupted. The exit code."""
     out = Transcript()
     out.title("asgi_enhance: the tour")
+    if redis_url:
+        try:
+            async with RedisManager(redis_url) as redis:
+                await redis.ping()
+        except RedisUnavailable as error:
+            return _stopped(out, error)
     out.say(f"starting {BACKENDS} backends and {'two gateways that share Redis' if redis_url else 'a gateway'} …")
     with House(redis_url) as house:
         for number, backend in enumerate(house.backends, 1):
@@ -192,7 +200,11 @@ async def run(redis_url: str | None = None, *, serve: bool = False) -> int:
         try:
             await tour.run()
         except (StepFailed, httpx2.HTTPError, TimeoutError, KeyError) as error:
-            out.title(f"The tour stopped: {type(error).__name__}: {error}")
-            return 1
+            return _stopped(out, error)
     out.title(f"The tour is complete: {out.checks} checks held.")
     return 0
+
+
+def _stopped(out: Transcript, error: Exception) -> int:
+    out.title(f"The tour stopped: {type(error).__name__}: {error}")
+    return 1
