@@ -77,6 +77,7 @@ class MetricsCollector(Resource[Tasks]):
         self._registry = _readable(registry)
         self._interval = interval
         self._redis = _manager(redis)
+        self._ping = 0.0
         self._share = _share(self._redis, interval, repr(bounds))
 
     def watch(self, name: str, stats: Any, *, label: str | None = None, gauges: Iterable[str] = ()) -> None:
@@ -119,12 +120,17 @@ class MetricsCollector(Resource[Tasks]):
         if self._share is None or scope == "process":
             return local
         try:
-            return await self._share.gather(local, self.table.buckets)
+            totals = await self._share.gather(local, self.table.buckets)
         except (RedisUnavailable, OSError):
             return local
         except Exception:
             self.failed()
             return local
+        for series in totals.requests:  # traces are not shipped: whoever answers shows his own
+            mine = self.table.requests.get(series.labels)
+            if mine is not None:
+                series.exemplars = mine.exemplars
+        return totals
 
     def totals(self) -> Totals:
         """What this process has counted, up to now."""
@@ -230,6 +236,8 @@ class MetricsCollector(Resource[Tasks]):
             try:
                 await self._fold(self._ring.current)
                 await share.ship(self.totals())
+                if self._redis is not None:
+                    self._ping = await self._redis.ping()
             except (RedisUnavailable, OSError):
                 pass  # the differences grow until there is somebody to take them
             except Exception:
@@ -263,6 +271,11 @@ class MetricsCollector(Resource[Tasks]):
         yield _own("process_memory_bytes", "gauge", "Resident memory.", resident_bytes())
         yield _own("process_memory_limit_bytes", "gauge", "Memory that may be used.", limits.memory_bytes)
         yield _own("event_loop_lag_seconds", "gauge", "Worst lag of the loop in 10 s.", self.lag.worst)
+        if self._redis is not None:
+            state = "available" if self._redis.available else "unavailable"
+            name, text = "asgi_enhance_redis_state", "Whether the breaker lets commands through."
+            yield Row(name, "gauge", text, (("state", state),), 1, "redis", "state")
+            yield _own("redis_ping_seconds", "gauge", "Round trip of the last PING.", self._ping)
 
 
 def _manager(redis: "RedisManager | str | None") -> "RedisManager | None":

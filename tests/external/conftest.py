@@ -12,6 +12,8 @@ from websockets.asyncio.client import connect
 
 from asgi_enhance.testing.live import LiveServer
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
 _names = itertools.count(1)
 
 
@@ -32,7 +34,7 @@ async def _use(server: LiveServer) -> None:
     often = ["/items/1", "/items/2", "/page", "/lb/a"]
     sometimes = ["/limited", "/events", "/broken", "/unavailable", "/nowhere"]
     async with (
-        httpx2.AsyncClient(base_url=server.url) as client,
+        httpx2.AsyncClient(base_url=server.url, headers={"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}) as client,
         connect(f"{server.ws_url}/echo") as socket,
     ):
         for number in itertools.count():

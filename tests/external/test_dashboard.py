@@ -23,8 +23,8 @@ async def test_the_page_shows_traffic_as_it_comes(traffic: LiveServer, tmp_path:
         routes = await browser.evaluate("[...document.querySelectorAll('#endpoints code')].map(one => one.textContent)")
         assert {"/items/{item}", "/page", "/lb/{path}", "<unmatched>"} <= set(routes)
         cards = await browser.evaluate("[...document.querySelectorAll('#sources h2')].map(one => one.textContent)")
-        assert set(cards) == {"cache", "ratelimit", "balance", "backend", "broadcast", "redis", "redis server"}
-        assert "up" in await browser.evaluate("document.getElementById('sources').textContent")
+        assert set(cards) == {"cache", "ratelimit", "balance", "backend", "broadcast", "redis"}
+        assert "available" in await browser.evaluate("document.getElementById('sources').textContent")
         assert await browser.evaluate(TEXT.format("sockets")) in ("1", "2")
         await browser.until(
             "slots.length > 1 && document.querySelector('#rates path.s0').getAttribute('d').includes('L')"

@@ -6,17 +6,21 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from time import time
 from typing import Any
 
 import httpx2
 import pytest
 
 from asgi_enhance.testing.live import LiveServer, free_port
+from tests.external.conftest import TRACE
 from tests.metrics.test_grafana import GRAFANA, expressions
 
 NOT_IN_THIS_RUN = {
     "panel Error ratio, B": "nobody leaves",
 }
+
+BUCKETS = "http_server_request_duration_seconds_bucket"
 
 CONFIG = """
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}
@@ -39,7 +43,7 @@ def prometheus(busy: LiveServer, tmp_path: Path) -> Iterator[str]:
         f"--web.listen-address=127.0.0.1:{port}",
     ]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([program, *options], stdout=log, stderr=log)
+        process = subprocess.Popen([program, *options, "--enable-feature=exemplar-storage"], stdout=log, stderr=log)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -74,6 +78,8 @@ async def test_prometheus_scrapes_it_and_answers_every_query(traffic: LiveServer
                 continue
             expression = expression.replace("$__rate_interval", "1m").replace("$job", ".*")
             assert (await ask(client, "query", query=expression))["result"], f"{place} is empty: {expression}"
+        traces = await ask(client, "query_exemplars", query=BUCKETS, start=str(time() - 60), end=str(time()))
+        assert {one["labels"]["trace_id"] for series in traces for one in series["exemplars"]} == {TRACE}
         await until(client, "job:http_server_errors:ratio_rate5m > 0")
         groups = (await ask(client, "rules"))["groups"]
         assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}

@@ -87,7 +87,6 @@ def busy(redis: RedisManager, backends: list[str]) -> tuple[ASGIApp, MetricsColl
     collector.watch("backend", balancer.core.report, label="backend", gauges=gauges)
     collector.watch("broadcast", processor.stats)
     collector.watch("redis", redis.stats)
-    collector.watch("redis_server", lambda: {"state": "available" if redis.available else "unavailable"})
     return MetricsMiddleware(app, collector=collector, dashboard=True), collector
 
 

@@ -80,6 +80,7 @@ async def test_any_worker_answers_for_all(worker: Worker) -> None:
     assert metrics["requests"]["bytes_sent"] == 35
     assert metrics["latency"]["1m"]["count"] == metrics["latency"]["start"]["count"] == 8
     assert metrics["exceptions"] == [{"route": "<unmatched>", "type": "LookupError", "count": 1}]
+    assert metrics["redis"] == {"state": "available"}
     assert metrics["cache"] == {"hits": 4, "misses": 4, "hit_ratio": 0.5}
     assert (await one.collector.get_metrics(scope="process"))["requests"]["total"] == 3
 
@@ -88,6 +89,14 @@ async def test_a_counter_that_has_not_counted_yet_is_shown_as_zero(worker: Worke
     one = worker()
     one.collector.watch("cache", {"hits": 0})
     assert "asgi_enhance_cache_hits_total 0\n" in await text(one)
+
+
+async def test_exemplars_are_those_of_the_worker_that_answers(worker: Worker) -> None:
+    one = worker(exemplars=True)
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    await request(one, headers=[(b"traceparent", f"00-{trace}-00f067aa0ba902b7-01".encode())])
+    accept = [(b"accept", b"application/openmetrics-text; version=1.0.0")]
+    assert trace in (await request(one, "/metrics", headers=accept)).body.decode()
 
 
 async def test_shipping_twice_adds_nothing_twice(worker: Worker) -> None:
