@@ -35,12 +35,12 @@ logger = logging.getLogger("asgi_enhance.metrics")
 class MetricsCollector(Resource[Tasks]):
     """Counts requests and connections, and reads the counters of other cores when it is asked.
 
-    registry:   a prometheus_client registry with the user's own metrics, exported along. Default: its global one.
-    max_series: series of this process' requests and WebSockets; more are counted under `<overflow>`. Default: 1000.
-    buckets:    upper bounds of the classic duration buckets, seconds, rising. Default: OpenTelemetry's advice.
     redis:      a RedisManager or URL through which workers add up what they count. Default: each for itself, unless
                 PROMETHEUS_MULTIPROC_DIR names a directory to do so.
     interval:   seconds between two shipments to the other workers. Default: 5.
+    registry:   a prometheus_client registry with the user's own metrics, exported along. Default: its global one.
+    max_series: series of this process' requests and WebSockets; more are counted under `<overflow>`. Default: 1000.
+    buckets:    upper bounds of the classic duration buckets, seconds, rising. Default: OpenTelemetry's advice.
     exemplars:  keep the trace id of W3C `traceparent` for one request a bucket. Default: False.
     """
 
@@ -214,12 +214,12 @@ class MetricsCollector(Resource[Tasks]):
 
     async def _start(self) -> Tasks:
         self._limits = Limits()
+        if self._redis is not None:
+            await self._redis.__aenter__()
         tasks = Tasks()
         tasks.spawn(self.lag.run(), name="asgi_enhance.metrics.lag")
         if self._share is not None:
             tasks.spawn(self._ship(self._share), name="asgi_enhance.metrics.ship")
-        if self._redis is not None:
-            await self._redis.__aenter__()
         return tasks
 
     async def _stop(self, value: Tasks) -> None:
@@ -227,6 +227,8 @@ class MetricsCollector(Resource[Tasks]):
         try:
             if self._share is not None:
                 await self._share.leave(self.totals())
+        except Exception:  # what could not be shipped is lost, and nobody is kept from stopping by it
+            self.failed()
         finally:
             if self._redis is not None:
                 await self._redis.__aexit__(None, None, None)

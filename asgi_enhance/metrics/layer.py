@@ -231,7 +231,7 @@ class _Exchange:
         self.finished = True
         collector = self.layer.collector
         try:
-            get = self.scope.get
+            get = self.scope.get  # as series.shown does it, without the call
             shown = get("endpoint") or get("path_template") or get(HOOK)
             series = collector.table.bound.get((shown, self.method, self.head["status"]))  # type: ignore[index]
             if series is None or self.streamed or left:

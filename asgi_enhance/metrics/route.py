@@ -21,6 +21,9 @@ UNMATCHED = "<unmatched>"
 MOST_TREES = 16
 """Router trees that are remembered; more means that somebody builds apps by the request."""
 
+MOST_SEARCHES = 256
+"""Endpoints that are looked for again because they were not there when the routes were read."""
+
 MOST_PATHS = 1024
 LONGEST_PATH = 512
 """Paths whose template is remembered, and characters of them that are looked at."""
@@ -52,14 +55,19 @@ class _Tree:
         self.router = router
         self._places: dict[int, tuple[Any, list[Place]]] = {}
         self._by_path: dict[str, str] = {}
+        self._searches = 0
         self._read()
 
     def places(self, endpoint: Any) -> list[Place]:
         """Where an endpoint is declared. Routes may be added late: one that is not known is looked for once more."""
-        if id(endpoint) not in self._places:
-            self._read()
-            self._places.setdefault(id(endpoint), (endpoint, []))
-        return self._places[id(endpoint)][1]
+        found = self._places.get(id(endpoint))
+        if found is not None:
+            return found[1]
+        if self._searches >= MOST_SEARCHES:  # an app that makes its endpoints as it goes
+            return []
+        self._searches += 1
+        self._read()
+        return self._places.setdefault(id(endpoint), (endpoint, []))[1]
 
     def match(self, path: str) -> str:
         """The template a path would have led to, for a request that was answered on its way to the router."""
@@ -103,7 +111,7 @@ class Routes:
         places = self._tree(scope["router"]).places(endpoint)
         exact = not prefix and inner is None
         if not places:
-            return UNMATCHED, exact
+            return UNMATCHED, False
         place = places[0]
         if any(other.template != place.template for other in places):
             exact = False

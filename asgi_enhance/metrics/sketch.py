@@ -35,13 +35,8 @@ def bucket_indexes(values: Sequence[float]) -> list[int]:
         return bucket_indexes([max(value, SHORTEST) for value in values])
 
 
-def quantile(counts: Mapping[int, int], q: float) -> float | None:
-    """The value (seconds) at rank `q` of what a sketch has counted, or None if it has counted nothing."""
-    return quantiles(counts, (q,))[0]
-
-
 def quantiles(counts: Mapping[int, int], ranks: Sequence[float]) -> list[float | None]:
-    """The values at several ranks, given in rising order, in one walk over the buckets."""
+    """The values (seconds) at `ranks`, which rise, of what a sketch has counted; None if that is nothing."""
     total = sum(counts.values())
     if not total:
         return [None] * len(ranks)
@@ -55,13 +50,6 @@ def quantiles(counts: Mapping[int, int], ranks: Sequence[float]) -> list[float |
             below += count
         answers.append(2 * GAMMA**index / (GAMMA + 1))
     return answers
-
-
-def share_above(counts: Mapping[int, int], seconds: float) -> float:
-    """The part (0 to 1) of the counted values that lies above `seconds`."""
-    total = sum(counts.values())
-    edge = log2(max(seconds, SHORTEST)) * _PER_DOUBLING
-    return sum(count for index, count in counts.items() if index > edge) / total if total else 0.0
 
 
 class Distribution:

@@ -27,6 +27,7 @@ from starlette.routing import Router as StarletteRouter
 from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
 from asgi_enhance.metrics import MetricsMiddleware
 from asgi_enhance.metrics.hooks import FalconRoutes, quart_routes
+from asgi_enhance.metrics.route import MOST_SEARCHES
 from asgi_enhance.testing.driver import request
 
 
@@ -318,6 +319,22 @@ async def test_a_page_that_a_layer_has_not_is_no_page_that_the_router_has_not() 
         "<unmatched>": 2,
         "/items/{item}": 2,
     }
+
+
+async def test_an_app_that_makes_its_endpoints_as_it_goes_is_not_searched_for_ever() -> None:
+    class Maker:
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope["router"], scope["endpoint"] = router, object()
+            await Response()(scope, receive, send)
+
+    router = StarletteRouter([Route("/items/{item}", page)])
+    layer = MetricsMiddleware(Maker())
+    for _ in range(MOST_SEARCHES + 50):
+        await request(layer, "/made")
+    assert labels(layer) == ["<unmatched>"]
+    (tree,) = layer.collector.table.routes._trees.values()
+    assert len(tree._places) <= MOST_SEARCHES + 1
+    assert not layer.collector.table.bound
 
 
 async def test_a_route_added_later_is_found() -> None:
