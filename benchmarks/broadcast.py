@@ -153,7 +153,7 @@ def python_socketio(redis: str | None) -> tuple[ASGIApp, Publish]:
     return socketio.ASGIApp(server, socketio_path="ws"), publish
 
 
-def channels_redis(redis: str | None) -> tuple[ASGIApp, Publish]:
+def channels(redis: str | None) -> tuple[ASGIApp, Publish]:
     if redis is None:
         from channels.layers import InMemoryChannelLayer
 
@@ -194,7 +194,7 @@ WAYS = {
     "encode/broadcaster": encode_broadcaster,
     "Litestar channels": litestar_channels,
     "python-socketio": python_socketio,
-    "channels_redis": channels_redis,
+    "channels": channels,
 }
 
 
@@ -211,7 +211,7 @@ def serve(name: str, port: int, redis: str | None, cpu: int) -> None:
     async def with_control(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope["path"].startswith("/ws"):
             await control(scope, send)
-        elif scope["type"] != "lifespan" or name not in ("minimal loop", "channels_redis"):
+        elif scope["type"] != "lifespan" or name not in ("minimal loop", "channels"):
             await app(scope, receive, send)
 
     async def control(scope: Scope, send: Send) -> None:
@@ -429,7 +429,7 @@ async def publish(
 async def main(arguments: argparse.Namespace) -> None:
     pin(1)
     quick = arguments.quick
-    count, bursts, paced, rounds = (200, 2, 8, 1) if quick else (1000, 4, 32, arguments.rounds)
+    count, bursts, paced, rounds = (200, 2, 8, 1) if quick else (1000, 3, 32, arguments.rounds)
     names = ["minimal loop", *(name for name in (arguments.only or WAYS) if name != "minimal loop")]
     results: dict[str, list[Round]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:

@@ -135,7 +135,7 @@ class Inbound:
         try:
             try:
                 request = decode(payload)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, RecursionError):
                 raise Rejected("bad-json", "the message is not JSON") from None
             if not isinstance(request, dict) or not isinstance(request.get("type"), str):
                 raise Rejected("bad-message", "a message is a JSON object with a string as its 'type'")

@@ -89,9 +89,7 @@ class GroupLog:
         return Verdict.NEXT if position.offset == self.offset + 1 else Verdict.SEEN
 
     def append(self, offset: int, blob: bytes, now: float) -> None:
-        if self._forgotten(now):
-            self._entries.clear()
-            self._keys.clear()
+        self.trim(now)
         self._entries.append(Entry(offset, blob))
         self.offset = offset
         self._last = now
@@ -116,9 +114,15 @@ class GroupLog:
     def entries(self, now: float) -> list[Entry]:
         return [] if self._forgotten(now) else list(self._entries)
 
+    def trim(self, now: float) -> None:
+        """Let go of messages that are forgotten."""
+        if self._forgotten(now):
+            self._entries.clear()
+            self._keys.clear()
+
     def expired(self, now: float) -> bool:
-        """Whether even the count may be forgotten."""
-        return now - self._last > self.rule.meta_ttl
+        """Whether even the count may be forgotten: nobody can ask for what came after nothing."""
+        return self.offset == 0 or now - self._last > self.rule.meta_ttl
 
     def _forgotten(self, now: float) -> bool:
         return now - self._last > self.rule.ttl

@@ -4,7 +4,9 @@ import asyncio
 import inspect
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -73,7 +75,8 @@ class Node:
         else:
             self.transport = RedisTransport(self.hub, options.history, options.redis, self._tasks)
         self.listen = Inbound(self.hub.shared, processors, self).listen
-        self._pending = 0  # connections that are being taken
+        self._pending: Counter[str] = Counter()  # connections that are being taken, by client
+        self._all_pending = 0
         self._emptied = asyncio.Event()
         self._comment = Frame({"type": "http.response.body", "body": b":\n\n", "more_body": True}, 3)
 
@@ -104,32 +107,30 @@ class Node:
         Raises Refused, or RedisUnavailable, before `accept` is called.
         """
         self._admit(client_id, len(groups))
-        connection = Connection(client_id, send, encoding, self.hub.shared)
-        attached: list[Group] = []
-        self._pending += 1
+        self._pending[client_id] += 1
+        self._all_pending += 1
         try:
-            await self.transport.attach_client(client_id)
-            for name in groups:
-                attached.append(await self._attach(name, groups[name]))
-            if accept is not None:
-                await accept()
-        except BaseException:
-            for group in attached:
-                self._detach(group)
-            self.transport.detach_client(client_id)
-            raise
+            attached = await self._prepare(client_id, groups, accept)
         finally:
-            self._pending -= 1
-        self._emptied.clear()
-        self._stats.connected += 1
-        self.hub.add(connection)
+            self._all_pending -= 1
+            self._pending[client_id] -= 1
+            if not self._pending[client_id]:
+                del self._pending[client_id]
+        connection = Connection(client_id, send, encoding, self.hub.shared)
         if encoding is Encoding.EVENT_STREAM_CURSOR:
             connection.positions = {name: position for name, position in groups.items() if position is not None}
+        self.hub.add(connection)
+        self._emptied.clear()
+        self._stats.connected += 1
         for group in attached:
             self._let_in(connection, group, groups[group.name])
         if self.draining:
             self._dismiss(connection)
-        await self._call(self.options.on_connect, client_id)
+        try:
+            await self._call(self.options.on_connect, client_id)
+        except BaseException:  # cancelled
+            await self.disconnect(connection)
+            raise
         return connection
 
     async def disconnect(self, connection: Connection) -> None:
@@ -145,6 +146,23 @@ class Node:
         if known:
             await self._call(self.options.on_disconnect, connection.client_id)
 
+    async def _prepare(
+        self, client_id: str, groups: Mapping[str, Position | None], accept: Callable[[], Awaitable[None]] | None
+    ) -> list[Group]:
+        """Everything a connection needs before it can be told that it is taken; undone if it is not."""
+        with ExitStack() as undo:
+            await self.transport.attach_client(client_id)
+            undo.callback(self.transport.detach_client, client_id)
+            attached = []
+            for name, since in groups.items():
+                group = await self._attach(name, since)
+                undo.callback(self._detach, group)
+                attached.append(group)
+            if accept is not None:
+                await accept()
+            undo.pop_all()
+        return attached
+
     def _admit(self, client_id: str, groups: int) -> None:
         limits = self._limits
         try:
@@ -153,9 +171,9 @@ class Node:
             raise Refused(400, str(error)) from None
         if self.draining:
             raise Refused(503, "the server is going away")
-        if len(self.hub.connections) + self._pending >= limits.connections:
+        if len(self.hub.connections) + self._all_pending >= limits.connections:
             raise Refused(503, "too many connections")
-        if len(self.hub.clients.get(client_id, ())) >= limits.connections_per_client:
+        if len(self.hub.clients.get(client_id, ())) + self._pending[client_id] >= limits.connections_per_client:
             raise Refused(429, "too many connections of this client")
         if groups > limits.groups_per_connection:
             raise Refused(400, f"a connection may be in {limits.groups_per_connection} groups")

@@ -106,7 +106,11 @@ class RedisTransport:
 
             subscription = self._manager.subscribe(client_channel(self._manager, client_id), deliver, sharded=True)
         self._clients[client_id] = (subscription, count + 1)
-        await self._settled(subscription)
+        try:
+            await self._settled(subscription)
+        except BaseException:  # cancelled
+            self.detach_client(client_id)
+            raise
 
     def detach_client(self, client_id: str) -> None:
         subscription, count = self._clients[client_id]
@@ -205,12 +209,15 @@ class RedisTransport:
 
     async def _tell_others(self, channel: str, data: bytes, key: str | None) -> int:
         """Publish for the other processes. How many processes listen, this one included."""
+        payload = self._node.encode() + b"\0" + pack(data, key)
         try:
-            count: int = await self._manager.execute("SPUBLISH", channel, self._node.encode() + b"\0" + pack(data, key))
+            return int(await self._manager.execute("SPUBLISH", channel, payload))
         except RedisUnavailable:
-            self._hub.shared.stats.remote_failures += 1
-            return 0
-        return count
+            pass  # the manager says so once, and counts
+        except Exception:
+            logger.exception("a message could not be published on %s", channel)
+        self._hub.shared.stats.remote_failures += 1
+        return 0
 
     async def _settled(self, subscription: Subscription) -> None:
         """Wait until a subscription stands; while Redis is away it stands later, and this process does without."""

@@ -109,8 +109,10 @@ class LocalTransport:
 
     def sweep(self, now: float) -> None:
         for group in tuple(self._hub.groups.values()):
-            if group.users == 0 and (group.log is None or group.log.expired(now)):
-                self._hub.forget(group)
+            if group.log is not None:
+                group.log.trim(now)
+                if group.users == 0 and group.log.expired(now):
+                    self._hub.forget(group)
 
     def _with_log(self, group: Group) -> GroupLog | None:
         if group.log is None:

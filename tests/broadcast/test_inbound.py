@@ -14,7 +14,7 @@ from tests.broadcast.helpers import client, until
 
 @pytest.fixture
 async def processor() -> AsyncIterator[RealTimeStreamProcessor]:
-    async with RealTimeStreamProcessor(limits=Limits(message_bytes=100, handler_seconds=0.05)) as processor:
+    async with RealTimeStreamProcessor(limits=Limits(message_bytes=2000, handler_seconds=0.05)) as processor:
         yield processor
 
 
@@ -100,6 +100,7 @@ async def test_a_handler_that_takes_too_long_is_cancelled_and_pings_are_answered
     ("text", "code"),
     [
         ("not json", "bad-json"),
+        ("[" * 2000, "bad-json"),
         ("[1]", "bad-message"),
         ('{"type": 7}', "bad-message"),
         ('{"type": "nobody"}', "unknown-type"),
@@ -137,7 +138,7 @@ async def test_binary_messages_are_json_too(router: BroadcastRouter) -> None:
         assert await ann.receive_json() == {"type": "pong"}
 
 
-@pytest.mark.parametrize("text", ["x" * 101, "é" * 51])
+@pytest.mark.parametrize("text", ["x" * 2001, "é" * 1001])
 async def test_a_message_that_is_too_large_closes_the_connection(router: BroadcastRouter, text: str) -> None:
     async with client(router) as ann:
         ann.send_text(text)

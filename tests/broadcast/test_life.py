@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from asgi_enhance.broadcast import BroadcastRouter, Limits, RealTimeStreamProcessor
+from asgi_enhance.errors import WebSocketError
 from asgi_enhance.testing.driver import Driver, Lifetime, Response, WebSocket, http_scope, request, websocket_scope
 from tests.broadcast.helpers import client, until
 
@@ -36,6 +37,46 @@ async def test_beyond_its_limits_it_refuses_before_it_accepts(limits: Limits, pa
             assert processor.stats.refused == 1
         async with client(router, "/ws/ann?group=a"):
             pass  # what was refused holds nothing
+
+
+async def test_a_crowd_that_comes_at_once_is_held_to_the_limits_too() -> None:
+    entered: list[str] = []
+    go_on = asyncio.Event()
+
+    async with RealTimeStreamProcessor(limits=Limits(connections=3, connections_per_client=1)) as processor:
+        node = await processor.started()
+
+        async def accept() -> None:
+            entered.append("accepted")
+            await go_on.wait()
+
+        async def send(message: object) -> None: ...
+
+        first = asyncio.create_task(node.connect("ann", send, {}, accept=accept))
+        await until(lambda: entered)
+        with pytest.raises(WebSocketError, match="this client"):
+            await node.connect("ann", send, {})
+        others = [asyncio.create_task(node.connect(name, send, {}, accept=accept)) for name in ("bob", "eve")]
+        await until(lambda: len(entered) == 3)
+        with pytest.raises(WebSocketError, match="too many connections"):
+            await node.connect("joe", send, {})
+        go_on.set()
+        for connection in await asyncio.gather(first, *others):
+            await node.disconnect(connection)
+        await node.disconnect(await node.connect("joe", send, {}))
+
+
+async def test_a_connection_that_is_cancelled_while_a_hook_runs_is_forgotten() -> None:
+    called = asyncio.Event()
+
+    async def on_connect(client_id: str) -> None:
+        called.set()
+        await asyncio.Event().wait()
+
+    async with RealTimeStreamProcessor(on_connect=on_connect) as processor:
+        async with WebSocket(BroadcastRouter(processor=processor), websocket_scope("/ws/ann?group=g")):
+            await called.wait()
+        assert (processor.stats.connections, processor.stats.groups) == (0, 0)
 
 
 async def test_groups_per_connection_hold_for_those_joined_later_too() -> None:

@@ -56,6 +56,7 @@ def test_the_count_is_forgotten_after_its_own_ttl() -> None:
     log = a_log(meta_ttl=600.0, messages=1)
     assert not log.expired(600.0)
     assert log.expired(600.1)
+    assert a_log().expired(0.0)  # there is nothing to remember
 
 
 def test_a_known_idempotency_key_gives_the_first_offset() -> None:
