@@ -111,8 +111,6 @@ class Hub:
         if connection not in members:
             return False
         del members[connection]
-        if not members:
-            del group.members[connection.encoding]
         return True
 
     # -- fan-out
@@ -121,6 +119,8 @@ class Hub:
         """Hand a message to all members here. Their number."""
         count = 0
         for encoding, members in tuple(group.members.items()):
+            if not members:
+                continue
             count += len(members)
             if encoding is Encoding.EVENT_STREAM_CURSOR:
                 for connection in tuple(members):
@@ -197,10 +197,7 @@ class Hub:
             connection.positions[group.name] = position
 
     def _move(self, connection: Connection, group: Group, encoding: Encoding) -> None:
-        members = group.members[connection.encoding]
-        del members[connection]
-        if not members:
-            del group.members[connection.encoding]
+        del group.members[connection.encoding][connection]
         group.members.setdefault(encoding, {})[connection] = None
 
 

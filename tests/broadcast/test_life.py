@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.broadcast import BroadcastRouter, Limits, RealTimeStreamProcessor
 from asgi_enhance.errors import WebSocketError
 from asgi_enhance.testing.driver import Driver, Lifetime, Response, WebSocket, http_scope, request, websocket_scope
@@ -196,6 +197,40 @@ async def test_a_client_whose_send_fails_is_forgotten_though_no_disconnect_comes
             await ann.ended()
         assert processor.stats.send_errors == 1
         assert (processor.stats.connections, processor.stats.groups) == (0, 0)
+
+
+async def test_the_task_of_a_connection_that_is_let_go_is_not_left_cancelled() -> None:
+    processor = RealTimeStreamProcessor()
+    requests: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await processor.add_connection("ann", (receive, send))
+        task = asyncio.current_task()
+        assert task is not None
+        requests.append(task.cancelling())
+
+    async with processor, WebSocket(app, websocket_scope("/")) as ann:
+        await ann.accepted()
+        await until(lambda: processor.stats.connections == 1)
+        await processor.remove_connection("ann")
+        await ann.ended()
+    assert requests == [0]
+
+
+async def test_joining_twice_is_left_once() -> None:
+    async with RealTimeStreamProcessor() as processor, client(BroadcastRouter(processor=processor)) as ann:
+        for type in ("join", "join", "leave"):
+            ann.send_json({"type": type, "group": "g"})
+            await ann.receive_json()
+        assert processor.stats.groups == 0
+
+
+async def test_a_connection_that_is_refused_half_way_holds_none_of_its_groups() -> None:
+    async with RealTimeStreamProcessor(limits=Limits(groups=1)) as processor:
+        assert await refused(BroadcastRouter(processor=processor), "/ws/ann?group=a&group=b") == 503
+        assert processor.stats.groups == 0
 
 
 async def test_connections_that_come_and_go_leave_nothing() -> None:

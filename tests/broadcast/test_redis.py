@@ -222,8 +222,7 @@ async def test_a_log_that_has_lost_its_end_begins_a_new_epoch(redis: RedisManage
             await ann.receive_json()
         await redis.execute("HSET", keys.meta, "s", 1)
         await redis.execute("XDEL", keys.log, "2-0", "3-0")
-        node = await here.processor.started()
-        node.transport._followers["room"]._on_gap()  # type: ignore[attr-defined]
+        (await follower(here))._on_gap()
         reset = await ann.receive_json()
         assert reset["type"] == "reset"
         position = await here.processor.broadcast_to_group("room", "new")
@@ -233,15 +232,85 @@ async def test_a_log_that_has_lost_its_end_begins_a_new_epoch(redis: RedisManage
         assert (message["id"], message["data"]) == (position, "new")
 
 
+async def unheard(redis: RedisManager, offset: int, data: str) -> None:
+    """A message that is in the log, and whose live copy is lost."""
+    keys = GroupKeys(redis, "room")
+    await redis.execute("HSET", keys.meta, "s", offset)
+    await redis.execute("XADD", keys.log, f"{offset}-0", "d", b"\0" + data.encode())
+
+
+async def follower(router: BroadcastRouter) -> Any:
+    return (await router.processor.started()).transport._followers["room"]  # type: ignore[attr-defined]
+
+
+async def test_a_live_message_that_is_not_the_next_has_the_others_read_from_the_log(
+    redis: RedisManager, here: BroadcastRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asgi_enhance.broadcast.remote.CHECK", 3600.0)
+    async with client(here) as ann:
+        await joined(ann)
+        await unheard(redis, 1, "1")
+        await here.processor.broadcast_to_group("room", 2)
+        assert [(await ann.receive_json())["data"] for _ in range(2)] == [1, 2]
+        assert here.processor.stats.gaps == 1
+
+
+async def test_a_gap_that_the_log_cannot_fill_is_a_reset_and_what_is_left_follows(
+    redis: RedisManager, here: BroadcastRouter
+) -> None:
+    async with client(here) as ann:
+        await joined(ann)
+        await unheard(redis, 7, "7")
+        await here.processor.broadcast_to_group("room", 8)
+        frames = [await ann.receive_json() for _ in range(3)]
+        assert [(frame["type"], frame.get("data")) for frame in frames] == [
+            ("reset", None),
+            ("message", 7),
+            ("message", 8),
+        ]
+        assert frames[0]["id"].endswith(":6")
+
+
+async def test_a_gap_that_opens_while_the_log_is_read_has_it_read_again(
+    redis: RedisManager, here: BroadcastRouter
+) -> None:
+    async with client(here) as ann:
+        await joined(ann)
+        following = await follower(here)
+        read = following._history
+
+        async def read_and_miss_one(**arguments: Any) -> Any:
+            following._history = read
+            answer = await read(**arguments)
+            await unheard(redis, 1, "1")
+            following._on_gap()  # the subscription was made anew
+            return answer
+
+        following._history = read_and_miss_one
+        following._on_gap()
+        assert (await ann.receive_json())["data"] == 1
+
+
+async def test_a_late_message_of_an_epoch_that_is_over_does_not_have_the_log_read_for_ever(
+    here: BroadcastRouter,
+) -> None:
+    async with client(here) as ann:
+        await joined(ann)
+        following = await follower(here)
+        following._on_gap()
+        following._on_message(b'gone:7\0\0"late"')
+        await until(lambda: following._task is None)
+        await here.processor.broadcast_to_group("room", 1)
+        assert (await ann.receive_json())["data"] == 1
+
+
 async def test_a_loss_nobody_noticed_is_found_by_looking_at_the_log(
     redis: RedisManager, here: BroadcastRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asgi_enhance.broadcast.remote.CHECK", 0.0)
-    keys = GroupKeys(redis, "room")
     async with client(here) as ann:
         await joined(ann)
-        await redis.execute("HSET", keys.meta, "s", 1)
-        await redis.execute("XADD", keys.log, "1-0", "d", b'\0"unheard"')  # published, and the live message lost
+        await unheard(redis, 1, '"unheard"')
         assert (await ann.receive_json())["data"] == "unheard"
         assert here.processor.stats.gaps >= 1
 

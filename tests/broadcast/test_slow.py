@@ -1,7 +1,10 @@
 """A client that does not read: it is queued for within bounds, dealt with by policy, and delays nobody."""
 
+import asyncio
+
 import pytest
 
+from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.broadcast import BroadcastRouter, History, Limits, RealTimeStreamProcessor
 from asgi_enhance.testing.driver import WebSocket, websocket_scope
 from tests.broadcast.helpers import client, until
@@ -133,6 +136,49 @@ async def test_the_outboxes_together_have_a_bound_that_no_policy_exceeds() -> No
         await slow.ended()
 
 
+async def test_drain_waits_for_what_is_in_the_outbox() -> None:
+    async with RealTimeStreamProcessor() as processor:
+        router = BroadcastRouter(processor=processor)
+        slow = await stuck(router)
+        await publish(router, 5)
+        draining = asyncio.create_task(router.drain(spread=0.0))
+        assert await numbers(slow, 5) == list(range(5))
+        assert (await slow.next())["code"] == 1012
+        await draining
+
+
+async def test_a_member_may_leave_while_its_group_is_being_sent_to() -> None:
+    """`send` is the application's to wrap, and it is called in the middle of a fan-out."""
+    processor = RealTimeStreamProcessor()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope["path"]
+
+        async def leaving(message: Message) -> None:
+            await send(message)
+            if message["type"] == "websocket.send" and name == "/a":
+                await processor.leave("/a", "g")
+                await processor.leave("/b", "g")
+
+        await receive()
+        await send({"type": "websocket.accept"})
+        await processor.add_connection(name, (receive, leaving), groups=["g"])
+
+    a, b = WebSocket(app, websocket_scope("/a")), WebSocket(app, websocket_scope("/b"))
+    async with processor, a, b:
+        await a.accepted()
+        await b.accepted()
+        await until(lambda: processor.stats.connections == 2)
+        await processor.broadcast_to_group("g", 1)
+        assert [await a.receive_json(), await b.receive_json()] == [1, 1]
+        await processor.broadcast_to_group("g", 2)
+        await processor.broadcast_all(3)
+        assert [await a.receive_json(), await b.receive_json()] == [3, 3]
+        for each in (a, b):
+            each.leave()
+            await each.ended()
+
+
 async def test_who_does_not_read_his_answers_gets_no_further_ones() -> None:
     async with RealTimeStreamProcessor() as processor:
         slow = await stuck(BroadcastRouter(processor=processor), "/ws/slow")
@@ -148,15 +194,15 @@ async def test_who_does_not_read_his_answers_gets_no_further_ones() -> None:
 async def test_a_message_published_while_another_is_being_sent_comes_after_it() -> None:
     processor = RealTimeStreamProcessor()
 
-    async def app(scope: object, receive: object, send: object) -> None:
-        async def reentrant(message: object) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def reentrant(message: Message) -> None:
             if message == {"type": "websocket.send", "text": "1"}:
                 await processor.send_to_client("ann", 2)
-            await send(message)  # type: ignore[operator]
+            await send(message)
 
-        await receive()  # type: ignore[operator]
-        await send({"type": "websocket.accept"})  # type: ignore[operator]
-        await processor.add_connection("ann", (receive, reentrant))  # type: ignore[arg-type]
+        await receive()
+        await send({"type": "websocket.accept"})
+        await processor.add_connection("ann", (receive, reentrant))
 
     async with processor, WebSocket(app, websocket_scope("/")) as ann:
         await ann.accepted()
