@@ -1,6 +1,7 @@
 """Two processors on one Redis, as two processes would be: what one publishes reaches the clients of the other."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -113,6 +114,37 @@ async def test_the_same_idempotency_key_publishes_once_wherever_it_is_repeated(
         assert [(await ann.receive_json())["data"] for _ in range(2)] == [1, 2]
 
 
+async def test_only_what_has_an_idempotency_key_may_be_sent_twice(here: BroadcastRouter) -> None:
+    asked = []
+    publishing = await transport(here)
+    publish = publishing._publish
+
+    async def spy(**arguments: Any) -> Any:
+        asked.append(arguments["idempotent"])
+        return await publish(**arguments)
+
+    publishing._publish = spy
+    await here.processor.broadcast_to_group("room", 1)
+    await here.processor.broadcast_to_group("room", 1, idempotency_key="k")
+    assert asked == [False, True]
+
+
+async def test_a_log_whose_count_was_evicted_does_not_stand_in_the_way(
+    redis: RedisManager, here: BroadcastRouter
+) -> None:
+    for n in range(3):
+        await here.processor.broadcast_to_group("room", n)
+    await redis.execute("DEL", GroupKeys(redis, "room").meta)
+    await here.processor.broadcast_to_group("room", "new")
+    assert await here.processor.history("room") == ["new"]
+
+
+async def test_who_has_joined_hears_everything_from_then_on(here: BroadcastRouter) -> None:
+    async with client(here) as ann:
+        await joined(ann, "plain")
+        assert (await transport(here))._subscriptions["plain"].is_ready
+
+
 async def test_who_joins_in_a_storm_misses_nothing_and_sees_nothing_twice(
     here: BroadcastRouter, there: BroadcastRouter
 ) -> None:
@@ -141,6 +173,7 @@ async def test_presence_is_of_all_processes_and_ends_with_the_last_connection(
     async def present(expected: set[str]) -> bool:
         return set(await here.processor.presence("plain")) == expected
 
+    (await transport(there))._presence._renew_at = math.inf  # which would put things right, later
     async with client(there, "/ws/ann?group=plain") as desk:
         async with client(there, "/ws/ann?group=plain"), client(here, "/ws/bob?group=plain"):
             await until(lambda: present({"ann", "bob"}))
@@ -239,14 +272,18 @@ async def unheard(redis: RedisManager, offset: int, data: str) -> None:
     await redis.execute("XADD", keys.log, f"{offset}-0", "d", b"\0" + data.encode())
 
 
+async def transport(router: BroadcastRouter) -> Any:
+    return (await router.processor.started()).transport
+
+
 async def follower(router: BroadcastRouter) -> Any:
-    return (await router.processor.started()).transport._followers["room"]  # type: ignore[attr-defined]
+    return (await transport(router))._followers["room"]
 
 
 async def test_a_live_message_that_is_not_the_next_has_the_others_read_from_the_log(
-    redis: RedisManager, here: BroadcastRouter, monkeypatch: pytest.MonkeyPatch
+    redis: RedisManager, here: BroadcastRouter
 ) -> None:
-    monkeypatch.setattr("asgi_enhance.broadcast.remote.CHECK", 3600.0)
+    (await transport(here))._check_at = math.inf  # which would find it too, later
     async with client(here) as ann:
         await joined(ann)
         await unheard(redis, 1, "1")
@@ -274,6 +311,7 @@ async def test_a_gap_that_the_log_cannot_fill_is_a_reset_and_what_is_left_follow
 async def test_a_gap_that_opens_while_the_log_is_read_has_it_read_again(
     redis: RedisManager, here: BroadcastRouter
 ) -> None:
+    (await transport(here))._check_at = math.inf
     async with client(here) as ann:
         await joined(ann)
         following = await follower(here)
