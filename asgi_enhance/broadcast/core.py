@@ -117,6 +117,7 @@ class RealTimeStreamProcessor(Resource[Node]):
         """
         node = await self.started()
         send = websocket[1] if isinstance(websocket, tuple) else websocket.send if websocket is not None else None
+        node.hub.flush()
         for connection in node.hub.clients.get(client_id, ()):
             if send is not None and not connection.sends_to(send):
                 continue

@@ -2,6 +2,10 @@
 
 All of it is synchronous: between two awaits of anybody else the registry is whole, and a message reaches every member
 that was there when it came, in the order in which messages came.
+
+Messages that come for one group in the same turn of the loop are handed over together, connection by connection: a
+burst then runs through warm caches and few system calls. Whatever else is to be delivered, and whoever comes or goes,
+has what waits handed over first, so that nothing overtakes.
 """
 
 from collections.abc import Iterable
@@ -9,6 +13,9 @@ from collections.abc import Iterable
 from asgi_enhance.broadcast.connection import Connection, Shared
 from asgi_enhance.broadcast.log import Entry, GroupLog, Position
 from asgi_enhance.broadcast.wire import Encoding, Frame, Publication, control, cursor_text, unpack
+
+BATCH = 64
+"""Messages handed over together at most."""
 
 
 class Group:
@@ -40,13 +47,15 @@ class Group:
 class Hub:
     """The connections, clients and groups of one processor on one event loop."""
 
-    __slots__ = ("clients", "connections", "groups", "shared")
+    __slots__ = ("_batch", "_batch_group", "clients", "connections", "groups", "shared")
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
         self.connections: dict[Connection, None] = {}
         self.clients: dict[str, tuple[Connection, ...]] = {}
         self.groups: dict[str, Group] = {}
+        self._batch: list[Publication] = []
+        self._batch_group: Group | None = None
 
     # -- who is here
 
@@ -95,6 +104,7 @@ class Hub:
 
         `asked`: the client waits for an answer, also where there is no position to tell.
         """
+        self.flush()
         if group.log is not None:
             self._resume(connection, group, group.log, since, ref)
         elif asked:
@@ -104,6 +114,7 @@ class Hub:
 
     def leave(self, connection: Connection, group: Group) -> bool:
         """True if the connection was a member."""
+        self.flush()
         connection.groups.pop(group.name, None)
         if connection.positions is not None:
             connection.positions.pop(group.name, None)
@@ -115,22 +126,33 @@ class Hub:
 
     # -- fan-out
 
-    def to_group(self, group: Group, message: Publication) -> int:
-        """Hand a message to all members here. Their number."""
-        count = 0
+    def to_group(self, group: Group, message: Publication) -> None:
+        """Hand a message to all members here, at the end of this turn of the loop at the latest."""
+        if self._batch and (self._batch_group is not group or len(self._batch) >= BATCH):
+            self.flush()
+        if not self._batch:
+            self._batch_group = group
+            self.shared.loop.call_soon(self.flush)
+        self._batch.append(message)
+
+    def flush(self) -> None:
+        """Hand over what waits."""
+        if not self._batch:
+            return
+        batch, group = self._batch, self._batch_group
+        assert group is not None
+        self._batch = []
         for encoding, members in tuple(group.members.items()):
-            if not members:
-                continue
-            count += len(members)
+            self.shared.stats.deliveries += len(members) * len(batch)
             if encoding is Encoding.EVENT_STREAM_CURSOR:
                 for connection in tuple(members):
-                    connection.deliver(self._frame(connection, message))
-            else:
-                frame = message.frame(encoding)
+                    for message in batch:
+                        connection.deliver(self._frame(connection, message))
+            elif members:
+                frames = [message.frame(encoding) for message in batch]
                 for connection in tuple(members):
-                    connection.deliver(frame)
-        self.shared.stats.deliveries += count
-        return count
+                    for frame in frames:
+                        connection.deliver(frame)
 
     def to_client(self, client_id: str, message: Publication) -> int:
         """Hand a message to all connections of a client here. Their number."""
@@ -142,6 +164,7 @@ class Hub:
 
     def reset(self, group: Group, position: Position) -> None:
         """Tell all members that messages may be lost, and where the group goes on."""
+        self.flush()
         for connection in tuple(group.connections()):
             self.shared.stats.resets += 1
             if connection.positions is not None:
@@ -149,6 +172,7 @@ class Hub:
             connection.deliver(self._control(connection, group, "reset", position), bounded=False)
 
     def _to_all(self, connections: tuple[Connection, ...], message: Publication) -> int:
+        self.flush()
         for connection in connections:
             connection.deliver(message.frame(connection.encoding))
         self.shared.stats.deliveries += len(connections)

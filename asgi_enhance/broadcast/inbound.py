@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import msgspec
 
 from asgi_enhance.asgi.types import Message, Receive
-from asgi_enhance.broadcast.connection import Connection, Shared
+from asgi_enhance.broadcast.connection import Connection
+from asgi_enhance.broadcast.hub import Hub
 from asgi_enhance.broadcast.log import Position
 from asgi_enhance.broadcast.policy import Action, TokenBucket, checked_name
 from asgi_enhance.broadcast.wire import Frame, asgi_message, control, decode, encode
@@ -70,8 +71,9 @@ RESERVED = ("join", "leave", "publish", "presence", "ping")
 class Inbound:
     """The receive loops of all connections on one event loop, and their handlers."""
 
-    def __init__(self, shared: Shared, processors: Mapping[str, Processor], requests: Requests) -> None:
-        self._shared = shared
+    def __init__(self, hub: Hub, processors: Mapping[str, Processor], requests: Requests) -> None:
+        self._hub = hub
+        self._shared = shared = hub.shared
         self._processors = processors
         self._requests = requests
         self._slots = asyncio.Semaphore(shared.limits.handlers)
@@ -160,6 +162,7 @@ class Inbound:
         self._reply(connection, control(connection.encoding, "error", code=code, detail=detail, ref=ref))
 
     def _reply(self, connection: Connection, frame: Frame) -> None:
+        self._hub.flush()
         connection.deliver(frame, bounded=False)
 
     # -- the protocol's own requests

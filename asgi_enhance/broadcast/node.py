@@ -74,7 +74,7 @@ class Node:
             self.transport = LocalTransport(self.hub, options.history)
         else:
             self.transport = RedisTransport(self.hub, options.history, options.redis, self._tasks)
-        self.listen = Inbound(self.hub.shared, processors, self).listen
+        self.listen = Inbound(self.hub, processors, self).listen
         self._pending: Counter[str] = Counter()  # connections that are being taken, by client
         self._all_pending = 0
         self._emptied = asyncio.Event()
@@ -273,6 +273,7 @@ class Node:
                 logger.warning("%d connections have not gone while draining", len(self.hub.connections))
 
     def _dismiss(self, connection: Connection) -> None:
+        self.hub.flush()
         retry = b"retry: %d\n\n" % (1000 * self.options.retry * random.uniform(0.5, 1.5))
         last = {"type": "http.response.body", "body": retry, "more_body": False}
         connection.close(SERVICE_RESTART, "service restart", flush=True, last=last)

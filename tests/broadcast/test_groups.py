@@ -43,6 +43,39 @@ async def test_a_client_joins_and_leaves_by_message(router: BroadcastRouter) -> 
         assert await ann.receive_json() == "heard"
 
 
+async def test_nothing_overtakes_what_was_sent_before_it(router: BroadcastRouter) -> None:
+    send = router.processor
+    async with client(router, "/ws/ann?group=a&group=b") as ann:
+        await send.broadcast_to_group("a", 1)
+        await send.broadcast_to_group("a", 2)
+        await send.broadcast_to_group("b", 3)
+        await send.send_to_client("ann", 4)
+        await send.broadcast_to_group("a", 5)
+        await send.broadcast_all(6)
+        await send.broadcast_to_group("a", 7)
+        await send.leave("ann", "a")
+        await send.broadcast_to_group("a", "unheard")
+        await send.broadcast_to_group("b", 8)
+        await send.remove_connection("ann")
+        assert [await ann.receive_json() for _ in range(8)] == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert (await ann.next())["type"] == "websocket.close"
+
+
+async def test_who_joins_hears_nothing_that_was_sent_before(router: BroadcastRouter) -> None:
+    async with client(router) as ann, client(router, "/ws/bob?group=a"):
+        await router.processor.broadcast_to_group("a", "before")
+        await router.processor.join("ann", "a")
+        await router.processor.broadcast_to_group("a", "after")
+        assert await ann.receive_json() == "after"
+
+
+async def test_a_long_burst_arrives_whole_and_in_order(router: BroadcastRouter) -> None:
+    async with client(router, "/ws/ann?group=a") as ann:
+        for n in range(200):
+            await router.processor.broadcast_to_group("a", n)
+        assert [await ann.receive_json() for _ in range(200)] == list(range(200))
+
+
 async def test_all_connections_of_a_client_get_what_is_sent_to_it(router: BroadcastRouter) -> None:
     async with client(router, "/ws/ann") as desk, client(router, "/ws/ann") as phone, client(router, "/ws/bob") as bob:
         assert await router.processor.send_to_client("ann", [1])
