@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -148,14 +149,13 @@ async def test_a_message_that_is_too_large_closes_the_connection(router: Broadca
 
 
 async def test_who_sends_too_fast_is_read_more_slowly_and_loses_nothing() -> None:
-    limits = Limits(inbound_rate=200, inbound_burst=5)
-    async with RealTimeStreamProcessor(limits=limits) as processor:
-        async with client(BroadcastRouter(processor=processor)) as ann:
-            for ref in range(10):
-                ann.send_json({"type": "ping", "ref": ref})
-            assert [(await ann.receive_json())["ref"] for _ in range(10)] == list(range(10))
-            assert ann.times[-1] - ann.times[2] >= 5 / 200
-        assert processor.stats.throttled >= 5
+    processor = RealTimeStreamProcessor(limits=Limits(inbound_rate=20, inbound_burst=5))
+    begun = monotonic()
+    async with processor, client(BroadcastRouter(processor=processor)) as ann:  # which sends one message itself
+        for ref in range(9):
+            ann.send_json({"type": "ping", "ref": ref})
+        assert [(await ann.receive_json())["ref"] for _ in range(9)] == list(range(9))
+    assert monotonic() - begun >= (10 - 5) / 20
 
 
 async def test_no_more_handlers_run_at_once_than_allowed() -> None:
