@@ -131,6 +131,9 @@ class Driver:
         self._read = 0  # how many of `sent` the test has taken
         self._gone = False
         self._tracker = ResponseTracker()
+        self._promised: int | None = None  # bytes of body still to come, by Content-Length
+        self._accepted = False
+        self._closed = False
 
     # The server's side: what the app calls.
 
@@ -170,7 +173,26 @@ class Driver:
             raise RuntimeError("a body before its http.response.start")
         if kind.startswith("http.response.") and self._tracker.finished:
             raise RuntimeError(f"{kind} after the response was finished")
+        if kind in ("websocket.accept", "websocket.send", "websocket.close"):
+            self._refuse_out_of_turn(kind)
         self._tracker.feed(message)
+        if kind == "http.response.start":
+            length = header(message.get("headers", ()), b"content-length")
+            self._promised = None if length is None else int(length)
+        elif kind == "http.response.body" and self._promised is not None:
+            self._promised -= len(message.get("body", b""))
+            if self._promised < 0:
+                raise RuntimeError("the body is longer than its Content-Length")
+
+    def _refuse_out_of_turn(self, kind: str) -> None:
+        if self._closed:
+            raise RuntimeError(f"{kind} after websocket.close")
+        if kind == "websocket.accept" and self._accepted:
+            raise RuntimeError("a second websocket.accept")
+        if kind == "websocket.send" and not self._accepted:
+            raise RuntimeError("websocket.send before websocket.accept")
+        self._accepted = self._accepted or kind == "websocket.accept"
+        self._closed = kind == "websocket.close"
 
     # The test's side.
 

@@ -8,6 +8,11 @@ from asgi_enhance.testing.driver import Driver, Lifetime, WebSocket, http_scope,
 START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"X-A", b"1")]}
 
 
+FIVE: Message = {"type": "http.response.start", "status": 200, "headers": [(b"Content-Length", b"5")]}
+ACCEPT: Message = {"type": "websocket.accept"}
+CLOSE: Message = {"type": "websocket.close"}
+
+
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send(START)
     more = True
@@ -46,6 +51,7 @@ async def test_a_conversation_goes_step_by_step() -> None:
         ([{"type": "http.response.body"}], "before"),
         ([START, {"type": "http.response.body"}, {"type": "http.response.body"}], "after"),
         ([{"type": "http.response.early_hint", "links": []}], "not offered"),
+        ([FIVE, {"type": "http.response.body", "body": b"sixsix"}], "longer than its Content-Length"),
     ],
 )
 async def test_it_refuses_what_servers_refuse(messages: list[Message], why: str) -> None:
@@ -55,6 +61,24 @@ async def test_it_refuses_what_servers_refuse(messages: list[Message], why: str)
 
     with pytest.raises(RuntimeError, match=why):
         await Driver(app, http_scope(extensions={})).run()
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ([{"type": "websocket.send", "text": "x"}], "before"),
+        ([ACCEPT, ACCEPT], "second"),
+        ([ACCEPT, CLOSE, {"type": "websocket.send", "text": "x"}], "after"),
+        ([CLOSE, CLOSE], "after"),
+    ],
+)
+async def test_it_refuses_what_servers_refuse_of_a_websocket(messages: list[Message], why: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    with pytest.raises(RuntimeError, match=why):
+        await Driver(app, websocket_scope()).run()
 
 
 async def test_a_full_socket_blocks_send_until_somebody_reads() -> None:
