@@ -1,7 +1,5 @@
 """Why a request could not be served: each failure knows its status, its RFC 9209 name and if it is safe to retry."""
 
-from collections.abc import Sequence
-
 from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.types import Headers
 from asgi_enhance.errors import BackendError, LoadBalancerError
@@ -70,8 +68,4 @@ def problem(error: Exception, proxy_status: str | None = None) -> Problem:
         headers.append((b"proxy-status", f"{proxy_status}; error={kind}".encode("latin-1")))
     if status == 405:
         headers.append((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
-    return Problem(status, detail=detail, headers=_frozen(headers))
-
-
-def _frozen(headers: Headers) -> Sequence[tuple[bytes, bytes]]:
-    return tuple(headers)
+    return Problem(status, detail=detail, headers=tuple(headers))

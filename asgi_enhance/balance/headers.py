@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 from asgi_enhance.asgi.address import ClientAddress
-from asgi_enhance.asgi.types import Headers, RawHeaders, Scope
+from asgi_enhance.asgi.types import Headers, Scope
 from asgi_enhance.balance.failure import Rejected, UpstreamFailure
 from asgi_enhance.errors import ConfigError
 
@@ -280,12 +280,3 @@ def _forwarded(peer: str | None, scope: Scope, host: bytes) -> bytes:
         safe = host if _TOKEN.match(host) else b'"' + host.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
         element += b";host=" + safe
     return element
-
-
-def connection_fields(headers: RawHeaders) -> set[bytes]:
-    """The names in all `Connection` fields, lower case."""
-    named: set[bytes] = set()
-    for name, value in headers:
-        if name == b"connection":
-            named |= _tokens(value)
-    return named

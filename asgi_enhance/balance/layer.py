@@ -25,7 +25,7 @@ _NOT_IN_TRAILERS = HOP_BY_HOP | {b"content-length", b"content-encoding", b"conte
 class LoadBalanceApp:
     """A reverse proxy for HTTP and WebSocket over several backends.
 
-    backends:     URLs or `Backend`s, or one comma-separated string.
+    backends:     URLs or `Backend`s, or one comma-separated string. Default: the environment's, see `LoadBalancer`.
     balancer:     a `LoadBalancer` to share with code of your own, instead of `backends` and options.
     proxy_status: name of this proxy in a `Proxy-Status` field on its own errors (RFC 9209). Default: none is sent.
     options:      everything else is an option of `LoadBalancer`.
@@ -33,7 +33,7 @@ class LoadBalanceApp:
 
     def __init__(
         self,
-        backends: Iterable[Backend | str] | str = (),
+        backends: Iterable[Backend | str] | str | None = None,
         *,
         balancer: LoadBalancer | None = None,
         proxy_status: str | None = None,

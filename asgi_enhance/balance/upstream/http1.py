@@ -48,7 +48,6 @@ class Connection(asyncio.Protocol):
         "error",
         "headers",
         "idle_since",
-        "idle_timeout",
         "interim",
         "keep_alive",
         "reused",
@@ -73,7 +72,6 @@ class Connection(asyncio.Protocol):
         self._seen = 0
         self._size = 0
         self.idle_since = 0.0
-        self.idle_timeout: float | None = None
         self.busy = False
         self.reused = False
         self.error: UpstreamFailure | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.balance.backend import Backend
-from asgi_enhance.balance.failure import ClientGone, Rejected, UpstreamFailure
+from asgi_enhance.balance.failure import Rejected, UpstreamFailure
 from asgi_enhance.balance.options import Limits, Timeouts
 from asgi_enhance.balance.upstream.http1 import Connection
 
@@ -156,7 +156,7 @@ class Http1Upstream:
                 connection.sent_whole = True
                 if connection.status is None:
                     exchange.wait_until(self._timeouts.first_byte)
-        except (ClientGone, Rejected) as error:
+        except Exception as error:  # the client left, its body is not what it said, or the server failed
             exchange.interrupt(error)
 
 
