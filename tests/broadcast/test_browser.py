@@ -1,5 +1,6 @@
 """The example page in a real browser: a message, a restart of the server, and what was said meanwhile."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -91,6 +92,15 @@ async def opened(browser: str, url: str) -> AsyncIterator[Page]:
         await http.get(f"/json/close/{target['id']}")
 
 
+async def nobody_listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return True
+    writer.close()
+    return False
+
+
 @pytest.mark.parametrize("transport", ["websocket", "events"])
 @pytest.mark.parametrize("name", SERVERS)
 async def test_the_page_shows_what_was_said_while_its_server_restarted(
@@ -106,6 +116,7 @@ async def test_the_page_shows_what_was_said_while_its_server_restarted(
                 server.kill()
                 for text in ("2", "3"):
                     await elsewhere.broadcast_to_group("room", {"from": "ann", "text": text})
+                await until(lambda: nobody_listens(server.port), seconds=10)  # its workers are gone too
                 server.start()
                 await until(lambda: page.shows("ann: 1", "ann: 2", "ann: 3"), seconds=20)
                 await elsewhere.broadcast_to_group("room", {"from": "ann", "text": "4"})
