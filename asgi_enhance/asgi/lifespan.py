@@ -71,7 +71,7 @@ class Resource(Generic[T]):
         try:
             await self._open(room)
         except BaseException:
-            room.users -= 1
+            await self.__aexit__(None, None, None)  # others may have come and gone while this one waited
             raise
         return self
 

@@ -152,6 +152,25 @@ async def test_a_cancelled_first_user_does_not_take_the_start_from_the_second() 
     assert await second is room.opened()
 
 
+async def test_a_user_cancelled_on_the_way_in_does_not_leave_behind_what_others_have_left() -> None:
+    room = Room()
+
+    async def visit() -> None:
+        async with room:
+            pass
+
+    async def visit_and_cancel_the_other() -> None:
+        await visit()
+        second.cancel()
+
+    first = asyncio.create_task(visit_and_cancel_the_other())
+    second = asyncio.create_task(visit())
+    await asyncio.wait([first, second])
+    assert second.cancelled()
+    assert room.opened() is None
+    assert room.diary == ["resource up", "resource down"]
+
+
 async def test_the_first_use_starts_and_the_last_user_stops_what_it_started() -> None:
     room = Room()
     assert room.opened() is None
