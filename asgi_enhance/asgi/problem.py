@@ -33,7 +33,12 @@ class Problem:
 
     @property
     def phrase(self) -> str:
-        return self.title or HTTPStatus(self.status).phrase
+        if self.title:
+            return self.title
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return HTTPStatus(self.status // 100 * 100).phrase  # what nobody knows is the first of its class (RFC 9110)
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": self.type, "title": self.phrase, "status": self.status}

@@ -49,3 +49,8 @@ async def test_a_websocket_is_closed_where_no_denial_response_is_offered(extensi
 async def test_a_client_that_has_left_already_gets_nothing() -> None:
     socket = WebSocket(Problem(503), websocket_scope(), [{"type": "websocket.disconnect", "code": 1006}])
     assert await socket.run() == []
+
+
+def test_a_status_without_a_phrase_is_called_like_the_first_of_its_class() -> None:
+    assert Problem(499).phrase == "Bad Request"
+    assert Problem(599).phrase == "Internal Server Error"
