@@ -73,17 +73,13 @@ class Node:
             pipeline = await self._ready()
         self._stats.commands += 1
         try:
-            if asking:
-                pipeline.send(ASKING).add_done_callback(_ignore)
-            return await pipeline.send(command)
+            return await _send(pipeline, command, asking)
         except ConnectionLost as lost:
             if lost.maybe_executed and not idempotent:
                 raise
         pipeline = await self._ready()
         self._stats.repeated += 1
-        if asking:
-            pipeline.send(ASKING).add_done_callback(_ignore)
-        return await pipeline.send(command)
+        return await _send(pipeline, command, asking)
 
     async def aclose(self) -> None:
         self._retired = True
@@ -194,6 +190,12 @@ class Node:
             self.pipeline = pipeline
             self._replied()
         self._backoff.reset()
+
+
+def _send(pipeline: Pipeline, command: bytes, asking: bool) -> asyncio.Future[Any]:
+    if asking:
+        pipeline.send(ASKING).add_done_callback(_ignore)
+    return pipeline.send(command)
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:
