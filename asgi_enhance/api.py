@@ -123,6 +123,7 @@ class EnhancedAPI(Resource[AsyncExitStack]):
         websocket_path: str | None = None,
         sse_path: str | None = None,
         metrics_path: str | None = "/metrics",
+        dashboard: bool = False,
     ) -> ASGIApp:
         """`app` inside metrics, rate limit, broadcaster and cache, from the outside in; starts and stops with it.
 
@@ -131,12 +132,15 @@ class EnhancedAPI(Resource[AsyncExitStack]):
         websocket_path: where the broadcaster takes WebSockets, e.g. `/ws/{client_id}`. Default: nowhere.
         sse_path:       where it serves event streams, likewise. Default: nowhere.
         metrics_path:   where the metrics are served; None: nowhere.
+        dashboard:      serve the live page at `{metrics_path}/dashboard`. Default: False.
         """
         app = CacheMiddleware(app, cache=self.cache, rules=cache_rules)
         if websocket_path is not None or sse_path is not None:
             app = BroadcastRouter(app, processor=self.stream_processor, path=websocket_path, sse_path=sse_path)
         app = self._limit(app, rules)
-        app = EnhancedAPIMiddleware(app, metrics_collector=self.metrics_collector, path=metrics_path)
+        app = EnhancedAPIMiddleware(
+            app, metrics_collector=self.metrics_collector, path=metrics_path, dashboard=dashboard
+        )
         return Lifespan(app, self)
 
     def _limit(self, app: ASGIApp, rules: Sequence[Rule]) -> ASGIApp:
@@ -159,12 +163,18 @@ class EnhancedAPIMiddleware(MetricsMiddleware):
 
     metrics_collector: `api.metrics_collector`. Default: a collector of its own.
     path:              where to serve the metrics; None serves nothing. Default: `/metrics`.
+    dashboard:         serve the live page at `{path}/dashboard`. Default: False.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics_collector: MetricsCollector | None = None, path: str | None = "/metrics"
+        self,
+        app: ASGIApp,
+        *,
+        metrics_collector: MetricsCollector | None = None,
+        path: str | None = "/metrics",
+        dashboard: bool = False,
     ) -> None:
-        super().__init__(app, collector=metrics_collector, path=path)
+        super().__init__(app, collector=metrics_collector, path=path, dashboard=dashboard)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

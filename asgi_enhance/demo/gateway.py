@@ -70,7 +70,7 @@ app = Starlette(
         Mount("/backends", balancer),
     ],
     middleware=[
-        Middleware(MetricsMiddleware, collector=collector),
+        Middleware(MetricsMiddleware, collector=collector, dashboard=True),
         Middleware(
             RateLimitMiddleware,
             rules=[Rule("5/minute", name="limited", path="/limited")],

@@ -194,7 +194,7 @@ async def run(redis_url: str | None = None, *, serve: bool = False) -> int:
         for number, gateway in enumerate(house.gateways, 1):
             out.fact(f"gateway-{number}: metrics · limit · broadcast · cache", gateway.url)
         if serve:
-            out.title("Serving. Try /report /limited /backends/ /metrics /stats and the WebSocket /ws/you")
+            out.title("Serving. Try /report /limited /backends/ /metrics/dashboard /stats and the WebSocket /ws/you")
             await asyncio.Event().wait()
         tour = Tour(house, out)
         try:
