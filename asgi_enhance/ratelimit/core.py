@@ -170,7 +170,9 @@ class RateLimiter(Resource[Any]):
         return decision
 
     async def reset(self, client_id: Identity, endpoint_type: str = "api") -> None:
-        """Forget what this client has used. Other processes may go on refusing him for `deny_seconds`."""
+        """Forget what this client has used. Other processes may go on refusing him for `deny_seconds`.
+
+        RedisUnavailable if Redis cannot be told."""
         demands = self.demands(client_id, endpoint_type, 1)
         self._memory.reset(demands)
         if not self._at_once:

@@ -13,6 +13,9 @@ from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand
 
 logger = logging.getLogger("asgi_enhance.ratelimit")
 
+_HANDSHAKE = {"websocket.accept": 101, "websocket.close": 403}
+"""The status that a WebSocket's handshake ends with, by the app's first word."""
+
 Applied = Sequence[tuple[BoundRule, str, tuple[Demand, ...]]]
 
 
@@ -42,7 +45,7 @@ def take_slots(applied: Applied) -> BoundRule | None:
 class Lease:
     """The slots and the bill of one admitted request. `send` watches the response go by; `end` must be called."""
 
-    __slots__ = ("_applied", "_decision", "_limiter", "_scope", "_send", "_slots", "_tracker")
+    __slots__ = ("_applied", "_decision", "_handshake", "_limiter", "_scope", "_send", "_slots", "_tracker")
 
     def __init__(self, applied: Applied, limiter: RateLimiter, scope: Scope, send: Send) -> None:
         self._applied = applied
@@ -51,6 +54,7 @@ class Lease:
         self._send = send
         self._tracker = ResponseTracker()
         self._slots = True
+        self._handshake: int | None = None
         self._decision: Decision | None = None
 
     def owes(self, decision: Decision) -> None:
@@ -60,16 +64,18 @@ class Lease:
 
     async def send(self, message: Message) -> None:
         finished = self._tracker.feed(message)
+        if self._handshake is None:
+            self._handshake = _HANDSHAKE.get(message["type"])
         if finished:
             self.free()
         await self._send(message)
         if finished:
-            await self._settle(self._tracker.status or 500)
+            await self._settle()
 
     async def end(self) -> None:
         """The app has returned or failed: what is still held is let go."""
         self.free()
-        await self._settle(self._tracker.status or 500)
+        await self._settle()
 
     def free(self) -> None:
         if not self._slots:
@@ -83,10 +89,11 @@ class Lease:
                 else:
                     del rule.in_flight[identity]
 
-    async def _settle(self, status: int) -> None:
+    async def _settle(self) -> None:
         decision, self._decision = self._decision, None
         if decision is None:
             return
+        status = self._tracker.status or self._handshake or 500
         for rule, _, demands in self._applied:
             if rule.rule.charge is None:
                 continue

@@ -63,8 +63,8 @@ class Rule:
                  two.
     key:         `"client"` (default), `"user"`, `"header:x-api-key"`, a callable (see `keys`), or a tuple of these.
     cost:        units a request takes, or a callable of the scope, sync or async. Default: 1.
-    charge:      `charge(scope, status)` when the response is finished: further units, or a negative number to give
-                 back.
+    charge:      `charge(scope, status)` (101 for a WebSocket) when the response is finished: further units, or a
+                 negative number to give back.
     concurrency: requests of one identity in flight at once in this process. Default: no limit.
     max_delay:   seconds a request may wait until it fits before it is refused. Default: 0.
     ban:         a `Ban`. Default: none.

@@ -159,6 +159,25 @@ async def test_an_app_that_fails_is_charged_as_a_500() -> None:
     assert seen == [500]
 
 
+async def test_a_websocket_is_charged_as_a_101_when_it_has_ended_and_as_a_403_if_it_was_not_accepted() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept" if scope["path"] == "/in" else "websocket.close"})
+        if scope["path"] == "/in":
+            await send({"type": "websocket.close"})
+
+    def charge(scope: Any, status: int) -> int:
+        seen.append(status)
+        return 0
+
+    for path in ("/in", "/out"):
+        async with WebSocket(limited(Rule("5/minute", charge=charge), app), websocket_scope(path)) as socket:
+            await socket.ended()
+    assert seen == [101, 403]
+
+
 async def test_the_bill_comes_after_the_last_byte_and_once() -> None:
     order: list[str] = []
 
