@@ -227,7 +227,7 @@ async def first_byte(rounds: int) -> None:
 
 async def stream(size: int) -> None:
     """Memory while a large response streams through a cache that gives up its copy."""
-    chunk = b"x" * 65536
+    chunk = bytearray(65536)  # each message gets bytes of its own
 
     async def large(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})

@@ -8,6 +8,7 @@
 
 import re
 from calendar import timegm
+from collections.abc import Iterable, Sequence
 from time import gmtime
 from typing import Final
 
@@ -71,12 +72,24 @@ def values(headers: RawHeaders, name: bytes) -> list[bytes]:
     return [value for key, value in headers if len(key) == len(name) and key.lower() == name]
 
 
-def members(lines: list[bytes]) -> list[bytes]:
+Index = dict[bytes, list[bytes]]
+"""Field name in lower case → its lines."""
+
+
+def index(headers: RawHeaders) -> Index:
+    """All fields by name, for who is going to ask for many."""
+    found: Index = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), []).append(value)
+    return found
+
+
+def members(lines: Iterable[bytes]) -> list[bytes]:
     """The members of a list field, over all its lines, without the empty ones."""
     return [member for line in lines for part in line.split(b",") if (member := part.strip())]
 
 
-def cache_control(lines: list[bytes]) -> Directives:
+def cache_control(lines: Iterable[bytes]) -> Directives:
     """The directives of all Cache-Control lines, names in lower case."""
     directives: Directives = {}
     for line in lines:
@@ -114,7 +127,7 @@ def _unquoted(value: bytes) -> bytes:
     return value
 
 
-def targeted(lines: list[bytes]) -> Directives | None:
+def targeted(lines: Iterable[bytes]) -> Directives | None:
     """The directives of a targeted field (RFC 9213), or None if the field is to be ignored."""
     try:
         parsed = http_sf.parse(b", ".join(lines), tltype="dictionary")
@@ -138,7 +151,7 @@ def targeted(lines: list[bytes]) -> Directives | None:
     return directives
 
 
-def strings(lines: list[bytes]) -> tuple[str, ...]:
+def strings(lines: Sequence[bytes]) -> tuple[str, ...]:
     """A Structured Fields List of Strings (RFC 9875); empty if it is not one."""
     if not lines:
         return ()

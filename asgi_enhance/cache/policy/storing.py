@@ -4,6 +4,7 @@ The response decides, by what it says of itself; a rule of the operator speaks o
 What is refused is refused with a reason, which Cache-Status shows as its `detail` and the statistics count.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 from asgi_enhance.asgi.types import Headers, RawHeaders
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.policy import fields, freshness, vary
-from asgi_enhance.cache.policy.fields import Directives
+from asgi_enhance.cache.policy.fields import Directives, Index
 from asgi_enhance.cache.policy.options import Options
 from asgi_enhance.cache.request import Request, resolved
 from asgi_enhance.cache.rules import CacheRule
@@ -64,19 +65,20 @@ class Received:
 def terms(request: Request, response: Received, options: Options, rule: CacheRule | None, rng: Rng) -> Entry | Refusal:
     """The entry to be kept, its body still empty, or why there is none."""
     status, headers, now = response.status, response.headers, response.received
-    directives, aimed = _directives(headers, options.targeted)
-    reason = _obstacle(request, response, directives, options, shared=not options.private)
+    index = fields.index(headers)
+    directives, aimed = _directives(index, options.targeted)
+    reason = _obstacle(request, response, index, directives, options, shared=not options.private)
     if reason is not None:
         return Refusal(reason)
 
-    date_lines = fields.values(headers, b"date")
+    date_lines = index.get(b"date", ())
     date = fields.http_date(date_lines[0], now) if date_lines else None
     if date is None:
         date = now
-    expires = [] if aimed else fields.values(headers, b"expires")
+    expires = () if aimed else index.get(b"expires", ())
     lifetime = freshness.explicit_lifetime(directives, expires, date, now, shared=not options.private)
     explicit = lifetime is not None
-    modified = fields.values(headers, b"last-modified")
+    modified = index.get(b"last-modified", ())
     swr, sie = _window(directives, "stale-while-revalidate"), _window(directives, "stale-if-error")
     if lifetime is None:
         if status in options.negative_ttl:
@@ -96,12 +98,12 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
         lifetime *= 1.0 - options.jitter * rng()
 
     strict = options.invalid_age == "stale"
-    age = freshness.initial_age(fields.values(headers, b"age"), date, response.requested, now, strict=strict)
+    age = freshness.initial_age(index.get(b"age", ()), date, response.requested, now, strict=strict)
     veto = not directives.keys().isdisjoint(
         {"must-revalidate"} if options.private else {"must-revalidate", "proxy-revalidate", "s-maxage"}
     )
     no_cache = directives.get("no-cache", False) is None
-    etag = next(iter(fields.values(headers, b"etag")), None)
+    etag = next(iter(index.get(b"etag", ())), None)
     swr, sie = (swr or 0.0, sie or 0.0) if not (veto or no_cache) else (0.0, 0.0)
     if age is None:
         age, lifetime = 0.0, 0.0
@@ -110,7 +112,7 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     if not validator and (no_cache or max(remaining + swr, remaining + sie) <= 0):
         return Refusal("no-freshness" if not explicit else "never-fresh")
 
-    nominated = _vary(headers, rule)
+    nominated = _vary(index, rule)
     if nominated is None:
         return Refusal("vary-star")
     if len(nominated) > options.max_vary:
@@ -121,7 +123,7 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     born = now - age
     return Entry(
         status=status,
-        headers=replayable(headers, omitted),
+        headers=_replayable(headers, index, omitted),
         born=born,
         lifetime=lifetime,
         fresh_until=0.0 if no_cache else born + lifetime,
@@ -136,8 +138,8 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
         last_modified=modified[0] if modified else None,
         vary=nominated,
         vary_values=request.variant(nominated),
-        tags=_tags(request, headers, rule),
-        no_vary_search=b", ".join(fields.values(headers, b"no-vary-search")),
+        tags=_tags(request, index, rule),
+        no_vary_search=b", ".join(index.get(b"no-vary-search", ())),
     )
 
 
@@ -145,9 +147,9 @@ KEEP_TO_VALIDATE: Final = 3600.0
 """How long a stale response with a validator is kept: a 304 is cheaper than a body, memory is not free."""
 
 
-def replayable(headers: RawHeaders, omitted: frozenset[bytes] = frozenset()) -> tuple[tuple[bytes, bytes], ...]:
+def _replayable(headers: RawHeaders, index: Index, omitted: frozenset[bytes]) -> tuple[tuple[bytes, bytes], ...]:
     """The fields that are part of the stored response: without those of a connection, and without Age."""
-    own = {name.lower() for name in fields.members(fields.values(headers, b"connection"))}
+    own = {name.lower() for name in fields.members(index.get(b"connection", ()))}
     dropped = HOP_BY_HOP | own | omitted | {b"age"}
     return tuple((bytes(name), bytes(value)) for name, value in headers if name.lower() not in dropped)
 
@@ -158,20 +160,20 @@ def complete(entry: Entry, body: bytes) -> bool:
     return not lengths or lengths == {b"%d" % len(body)}
 
 
-def _directives(headers: RawHeaders, targets: tuple[bytes, ...]) -> tuple[Directives, bool]:
+def _directives(index: Index, targets: tuple[bytes, ...]) -> tuple[Directives, bool]:
     """The directives that count (RFC 9213 2.2), and whether they were aimed at caches like this one."""
     for name in targets:
-        lines = fields.values(headers, name)
+        lines = index.get(name, ())
         if lines and (directives := fields.targeted(lines)) is not None:
             return directives, True
-    return fields.cache_control(fields.values(headers, b"cache-control")), False
+    return fields.cache_control(index.get(b"cache-control", ())), False
 
 
 def _obstacle(
-    request: Request, response: Received, directives: Directives, options: Options, *, shared: bool
+    request: Request, response: Received, index: Index, directives: Directives, options: Options, *, shared: bool
 ) -> str | None:
-    status, headers = response.status, response.headers
-    if request.method != "GET" and not response.not_modified and not _is_what_get_would_get(request, response):
+    status = response.status
+    if request.method != "GET" and not response.not_modified and not _is_what_get_would_get(request, response, index):
         return "method"
     if status < 200 or status in (206, 304):
         return "partial" if status == 206 else "status"
@@ -186,17 +188,17 @@ def _obstacle(
         return "request-no-store"
     if shared and directives.get("private", False) is None:
         return "private"
-    if options.set_cookie == "refuse" and any(name.lower() in _COOKIES for name, _ in headers):
+    if options.set_cookie == "refuse" and not _COOKIES.isdisjoint(index):
         return "set-cookie"
-    for name, value in headers:
-        if _UNSAFE_BYTES.intersection(value) or not name:
+    for name, value in response.headers:
+        if not name or _UNSAFE_BYTES.search(value):
             return "invalid-field"
-    return _personal(request, headers, directives, options) if shared else None
+    return _personal(request, index, directives, options) if shared else None
 
 
-def _is_what_get_would_get(request: Request, response: Received) -> bool:
+def _is_what_get_would_get(request: Request, response: Received, index: Index) -> bool:
     """RFC 9110 9.3.3: the response to a POST is one to GET if its Content-Location is the target itself."""
-    location = fields.values(response.headers, b"content-location")
+    location = index.get(b"content-location", ())
     return (
         request.method == "POST"
         and response.status == 200
@@ -205,7 +207,7 @@ def _is_what_get_would_get(request: Request, response: Received) -> bool:
     )
 
 
-def _personal(request: Request, headers: RawHeaders, directives: Directives, options: Options) -> str | None:
+def _personal(request: Request, index: Index, directives: Directives, options: Options) -> str | None:
     """RFC 9111 3.5, and what it leaves to the cache: is a response to somebody's request for everybody?"""
     for_all = "public" in directives or "s-maxage" in directives
     for name, _ in request.headers:
@@ -213,17 +215,17 @@ def _personal(request: Request, headers: RawHeaders, directives: Directives, opt
             if not (for_all or "must-revalidate" in directives):
                 return "authorization"
         elif name == b"cookie":
-            if options.cookies == "explicit" and not for_all and b"cookie" not in (_vary(headers, None) or ()):
+            if options.cookies == "explicit" and not for_all and b"cookie" not in (_vary(index, None) or ()):
                 return "cookie"
         elif name in options.risky_headers:
             return "unkeyed-header"
     return None
 
 
-def _vary(headers: RawHeaders, rule: CacheRule | None) -> vary.VaryNames | None:
-    lines = fields.values(headers, b"vary")
+def _vary(index: Index, rule: CacheRule | None) -> vary.VaryNames | None:
+    lines = index.get(b"vary", ())
     if rule is not None:
-        lines = [*lines, *rule.nominated]
+        lines = (*lines, *rule.nominated)
     return vary.names(lines)
 
 
@@ -242,12 +244,12 @@ def _qualified(directives: Directives) -> frozenset[bytes]:
     return listed
 
 
-def _tags(request: Request, headers: RawHeaders, rule: CacheRule | None) -> tuple[str, ...]:
-    groups = fields.strings(fields.values(headers, b"cache-groups"))
+def _tags(request: Request, index: Index, rule: CacheRule | None) -> tuple[str, ...]:
+    groups = fields.strings(index.get(b"cache-groups", ()))
     tags = [group_tag(request.origin, group) for group in groups]
-    for line in fields.values(headers, b"surrogate-key"):
+    for line in index.get(b"surrogate-key", ()):
         tags.extend(tag.decode("latin-1") for tag in line.split())
-    tags.extend(tag.decode("latin-1") for tag in fields.members(fields.values(headers, b"cache-tag")))
+    tags.extend(tag.decode("latin-1") for tag in fields.members(index.get(b"cache-tag", ())))
     if rule is not None:
         tags.extend(rule.tags)
     return tuple(dict.fromkeys(tags))
@@ -259,4 +261,4 @@ def group_tag(origin: str, group: str) -> str:
 
 
 _COOKIES: Final = frozenset({b"set-cookie", b"set-cookie2"})
-_UNSAFE_BYTES: Final = frozenset(b"\r\n\0")
+_UNSAFE_BYTES: Final = re.compile(rb"[\r\n\0]")

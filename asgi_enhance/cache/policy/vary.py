@@ -6,6 +6,7 @@ and are never joined, so that no value can pretend to be two.
 """
 
 import re
+from collections.abc import Iterable
 
 from asgi_enhance.asgi.types import RawHeaders
 from asgi_enhance.cache.policy.fields import members
@@ -17,7 +18,7 @@ _COMMA = re.compile(rb"[ \t]*,[ \t]*")
 _QVALUE = re.compile(rb"[ \t]*;[ \t]*[qQ][ \t]*=[ \t]*")
 
 
-def names(lines: list[bytes]) -> VaryNames | None:
+def names(lines: Iterable[bytes]) -> VaryNames | None:
     """The field names a Vary nominates, in lower case and sorted; None if it is `*`."""
     nominated = {name.lower() for name in members(lines)}
     return None if b"*" in nominated else tuple(sorted(nominated))
