@@ -123,17 +123,15 @@ async def test_a_reset_forgets() -> None:
 
 
 async def test_a_delay_admits_what_fits_in_time_and_refuses_the_rest_at_once() -> None:
-    limiter = RateLimiter({"requests": 20, "window": 1, "burst": 1})
+    limiter = RateLimiter({"requests": 10, "window": 1, "burst": 1})
     ask = limiter.demands("a", "api", 1)
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    decisions = [await limiter.acquire(ask, delays={"default": 0.2}) for _ in range(3)]
+    decisions = [await limiter.acquire(ask, delays={"default": 0.5}) for _ in range(3)]
     assert all(decision.allowed for decision in decisions)
-    assert loop.time() - begun >= 0.09
+    assert loop.time() - begun >= 0.19
+    assert not (await limiter.acquire(ask, delays={"default": 0.001})).allowed
     assert limiter.stats.delayed == 2
-    begun = loop.time()
-    assert not (await limiter.acquire(ask, delays={"default": 0.01})).allowed
-    assert loop.time() - begun < 0.04
 
 
 async def test_only_so_many_wait_out_a_delay() -> None:
