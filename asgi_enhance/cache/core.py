@@ -77,6 +77,8 @@ class Cache(Resource[R], Generic[R]):
 
     remote = False
     """Whether there is more to ask than `peek` can see."""
+    max_connections = 0
+    """How many connections to Redis it needs at most, on one server."""
 
     def __init__(
         self,

@@ -5,9 +5,7 @@ that says whether it was the right one to want. Frames are bytes that this versi
 away or slow is a miss, at once: what could not be told to it meanwhile is told before it is believed again.
 """
 
-import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from importlib.resources import files
@@ -21,6 +19,7 @@ from asgi_enhance.cache import entry as entries
 from asgi_enhance.cache import values
 from asgi_enhance.cache.core import Cache, Claim, Fetch, Running
 from asgi_enhance.cache.entry import Entry
+from asgi_enhance.cache.leases import Leases
 from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
 from asgi_enhance.cache.policy.vary import VaryNames
 from asgi_enhance.cache.request import Key, Request, digest
@@ -33,8 +32,6 @@ MAX_PURGES: Final = 10_000
 MAX_OWED: Final = 10_000
 FENCE: Final = 600_000
 """Milliseconds for which a write keeps out responses that were asked for before it."""
-POLL: Final = 0.1
-"""Seconds after which a waiter looks for himself, should the word that wakes him be lost."""
 PLAIN: Final = "-"
 """The field of the one variant of a URL whose responses do not vary."""
 NO_VARY: Final[tuple[VaryNames, ...]] = ((),)
@@ -63,6 +60,7 @@ class RedisCache(Cache[RedisRunning]):
     """
 
     remote = True
+    max_connections = 2  # one for commands, which share it, and one for subscriptions; both are the manager's
 
     def __init__(
         self,
@@ -85,16 +83,14 @@ class RedisCache(Cache[RedisRunning]):
         self.purges = Purges(MAX_PURGES)
         self._purges_key = manager.key("cache", "purges")
         self._purges_channel = manager.key("cache", "purges")
-        self._released_channel = manager.key("cache", "released")
         self._prefix = manager.key("cache", "r", "")
         self._varies: LRUCache[str, tuple[bytes | None, tuple[VaryNames, ...]]] = LRUCache(10_000)
         self._behind = True
-        self._waiting: dict[str, set[asyncio.Event]] = {}
-        self._leases: dict[Hashable, str] = {}
+        self._leases = Leases(manager, duration=collapse_timeout + 1)
         self._owed: dict[Key | Fact, None] = {}
-        self._store, self._invalidate, self._record, self._release = (
+        self._store, self._invalidate, self._record = (
             manager.script(files("asgi_enhance.cache").joinpath(f"{name}.lua").read_text())
-            for name in ("store", "invalidate", "purge", "release")
+            for name in ("store", "invalidate", "purge")
         )
 
     async def _start(self) -> RedisRunning:
@@ -102,7 +98,7 @@ class RedisCache(Cache[RedisRunning]):
         self._behind = True
         return RedisRunning(
             self.manager.subscribe(self._purges_channel, self._on_purge, self._on_gap),
-            self.manager.subscribe(self._released_channel, self._on_released),
+            self.manager.subscribe(self._leases.channel, self._leases.on_released),
         )
 
     async def _stop(self, value: RedisRunning) -> None:
@@ -319,49 +315,17 @@ class RedisCache(Cache[RedisRunning]):
     # -- leases ---------------------------------------------------------------------------------------------------
 
     async def claim(self, name: Hashable, give_up: float) -> Claim:
-        lease, token = f"{name}:lease", secrets.token_hex(8)
-        heard = asyncio.Event()
-        waiting = self._waiting.setdefault(lease, set())
-        waiting.add(heard)  # before the lease is tried, so that no word is missed
         try:
-            holder = await self.manager.execute(
-                "SET", lease, token, "NX", "GET", "PX", int((self.collapse_timeout + 1) * 1000)
-            )
-            if holder is None:
-                self._leases[name] = token
-                return Claim.GRANTED
-            if holder == b"-":
-                return Claim.PASS
-            patience = give_up - time.monotonic()
-            if patience <= 0:
-                return Claim.PASS
-            try:
-                async with asyncio.timeout(min(patience, POLL)):
-                    await heard.wait()
-            except TimeoutError:
-                pass
-            return Claim.AGAIN
+            return await self._leases.claim(name, give_up)
         except FAILURES:
             self.stats.store_errors += 1
             return Claim.PASS
-        finally:
-            waiting.discard(heard)
-            if not waiting:
-                self._waiting.pop(lease, None)
 
     async def release(self, name: Hashable, *, passes: bool = False) -> None:
-        token = self._leases.pop(name, None)
-        if token is None:
-            return
-        milliseconds = int(self.hit_for_miss * 1000) if passes else 0
         try:
-            await self._release(keys=[f"{name}:lease"], args=[token, milliseconds, self._released_channel])
+            await self._leases.release(name, mark=self.hit_for_miss if passes else 0.0)
         except FAILURES:
             self.stats.store_errors += 1  # it expires
-
-    def _on_released(self, payload: bytes) -> None:
-        for heard in self._waiting.get(payload.decode(), ()):
-            heard.set()
 
     # -- values ---------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from redis.asyncio import Redis
+
 from asgi_enhance.cache.core import Fetch, Shelf
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.memory import MemoryCache
@@ -15,6 +17,7 @@ from asgi_enhance.cache.redis import RedisCache, RedisRunning
 from asgi_enhance.cache.request import Key, Request, digest
 from asgi_enhance.cache.tracking import Tracking
 from asgi_enhance.cache.values import Value
+from asgi_enhance.errors import ConfigError
 from asgi_enhance.redis import RedisManager
 
 
@@ -26,6 +29,8 @@ class TieredCache(RedisCache):
     max_entries:  how many URLs and values the copy may hold. Default 100 000.
     Everything else is RedisCache's.
     """
+
+    max_connections = 3  # RedisCache's, and one to be told what changes
 
     def __init__(
         self,
@@ -47,6 +52,8 @@ class TieredCache(RedisCache):
             hit_for_miss=hit_for_miss,
             clock=clock,
         )
+        if self.manager.clustered:
+            raise ConfigError("redis: a TieredCache needs one server or a Sentinel; a cluster is not tracked")
         self.near = MemoryCache(max_bytes=max_bytes, max_entries=max_entries, max_variants=max_variants, clock=clock)
         self.near.stats = self.stats
         self.near.purges = self.purges
@@ -58,7 +65,9 @@ class TieredCache(RedisCache):
     async def _start(self) -> RedisRunning:
         running = await super()._start()
         prefix = self.manager.key("cache", "")
-        self._tracking = Tracking(self.manager.client, prefix, self._on_change, self._forget_all)
+        client = self.manager.client
+        assert isinstance(client, Redis)
+        self._tracking = Tracking(client, prefix, self._on_change, self._forget_all)
         running.tasks.spawn(self._tracking.run(), name="asgi_enhance.cache.tracking")
         return running
 

@@ -13,8 +13,6 @@ import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from asgi_enhance.errors import ConfigError
-
 SIGN_OF_LIFE: Final = 1.0
 """Seconds between questions; a connection that is silent for twice as long is given up."""
 FIRST_DELAY: Final = 0.1
@@ -30,13 +28,11 @@ class Tracking:
 
     def __init__(
         self,
-        client: Any,
+        client: redis.asyncio.Redis,
         prefix: str,
         on_change: Callable[[bytes | None], None],
         on_gap: Callable[[], None],
     ) -> None:
-        if not isinstance(client, redis.asyncio.Redis):
-            raise ConfigError("redis: a TieredCache needs one server or a Sentinel; a cluster is not tracked")
         self.current = False
         self._client = client
         self._prefix = prefix

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from asgi_enhance.asgi.types import Receive, Scope, Send
-from asgi_enhance.cache import Cache, CacheMiddleware, MemoryCache
+from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule, MemoryCache
 from asgi_enhance.testing.driver import Driver, Response, http_scope, request
 from tests.cache.origin import Answer, Clock, Origin, fields, until
 
@@ -320,4 +320,16 @@ async def test_an_early_refresh_renews_what_is_about_to_expire(cache: Cache[Any]
     clock.step(59.9999)
     assert (await request(layer, "/")).body == b"old"
     await until(lambda: layer.stats.stored == 2)
+    assert (await request(layer, "/")).body == b"new"
+
+
+async def test_a_rule_grants_staleness_tags_and_a_vary(cache: Cache[Any], clock: Clock) -> None:
+    granted = CacheRule("/", ttl=60, stale_if_error=30, vary=["X-Tenant"], tags=["page"])
+    origin = Origin(Answer(body=b"old"), Answer(status=503), Answer(body=b"other"), Answer(body=b"new"))
+    layer = CacheMiddleware(origin, cache=cache, rules=[granted])
+    await request(layer, "/")
+    clock.step(70)
+    assert (await request(layer, "/")).body == b"old"
+    assert (await request(layer, "/", headers=fields("X-Tenant: b"))).body == b"other"
+    await cache.purge(tags=["page"])
     assert (await request(layer, "/")).body == b"new"

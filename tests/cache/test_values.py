@@ -275,6 +275,11 @@ def test_a_bad_option_is_named(options: dict[str, Any], name: str) -> None:
         CacheMiddleware(Origin(Answer()), **options)
 
 
+def test_a_cluster_cannot_be_tracked() -> None:
+    with pytest.raises(ConfigError, match="cluster"):
+        TieredCache("redis+cluster://127.0.0.1:7000")
+
+
 # -- what is stored is data, or nothing -------------------------------------------------------------------------------
 
 

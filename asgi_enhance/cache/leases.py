@@ -1,0 +1,64 @@
+"""Who fetches, among all processes: a lease in Redis, and the word that wakes those who wait for it.
+
+A lease is a key with a token that only its holder knows, and it ends by itself, so a holder that dies blocks nobody
+for long. In its place there may be a mark that says: do not wait for this, it is not for sharing.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Hashable
+from importlib.resources import files
+from typing import Final
+
+from asgi_enhance.cache.core import Claim
+from asgi_enhance.redis import RedisManager
+
+POLL: Final = 0.1
+"""Seconds after which a waiter looks for himself, should the word that wakes him be lost."""
+NOT_FOR_SHARING: Final = b"-"
+
+
+class Leases:
+    """The leases of one cache. Whatever fails in Redis is raised."""
+
+    def __init__(self, manager: RedisManager, *, duration: float) -> None:
+        self.channel = manager.key("cache", "released")
+        self._manager = manager
+        self._milliseconds = int(duration * 1000)
+        self._held: dict[Hashable, str] = {}
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._release = manager.script(files("asgi_enhance.cache").joinpath("release.lua").read_text())
+
+    async def claim(self, name: Hashable, give_up: float) -> Claim:
+        lease, token = f"{name}:lease", secrets.token_hex(8)
+        heard = asyncio.Event()
+        waiting = self._waiting.setdefault(lease, set())
+        waiting.add(heard)  # before the lease is tried, so that no word is missed
+        try:
+            holder = await self._manager.execute("SET", lease, token, "NX", "GET", "PX", self._milliseconds)
+            if holder is None:
+                self._held[name] = token
+                return Claim.GRANTED
+            patience = give_up - time.monotonic()
+            if holder == NOT_FOR_SHARING or patience <= 0:
+                return Claim.PASS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(patience, POLL)):
+                    await heard.wait()
+            return Claim.AGAIN
+        finally:
+            waiting.discard(heard)
+            if not waiting:
+                self._waiting.pop(lease, None)
+
+    async def release(self, name: Hashable, *, mark: float) -> None:
+        """Give it back; for `mark` seconds nobody shall wait for it."""
+        token = self._held.pop(name, None)
+        if token is not None:
+            await self._release(keys=[f"{name}:lease"], args=[token, int(mark * 1000), self.channel])
+
+    def on_released(self, payload: bytes) -> None:
+        for heard in self._waiting.get(payload.decode(), ()):
+            heard.set()
