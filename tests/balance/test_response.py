@@ -203,6 +203,22 @@ async def test_64_the_head_comes_before_the_body_has_begun(http: str) -> None:
         assert (await client.head()).status == 200
 
 
+async def test_64_an_empty_message_follows_the_head_for_servers_that_wait_for_one() -> None:
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n")
+        await wire.rest()
+
+    async with ScriptedBackend(answer) as backend:
+        app = LoadBalanceApp([backend.url])
+        async with Driver(app, http_scope()) as driver:
+            driver.feed({"type": "http.request"})
+            assert (await driver.next())["type"] == "http.response.start"
+            assert await driver.next() == {"type": "http.response.body", "body": b"", "more_body": True}
+            driver.feed({"type": "http.disconnect"})
+        await app.core.close()
+
+
 async def test_65_a_client_that_does_not_read_stalls_the_backend(http: str) -> None:
     sent = 0
 

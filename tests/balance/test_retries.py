@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from asgi_enhance.balance import Ejection, Hedge, Limits, LoadBalanceApp, Retries
+from asgi_enhance.testing.driver import Driver, http_scope
 from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
 BUSY = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"
@@ -73,6 +74,23 @@ async def test_96_a_put_is_replayed_with_its_body_and_one_that_is_too_large_to_k
                 assert (await ask(port, request)).status == status
             assert [request.body for request in good.requests] == ([body] if status == 200 else [])
             await app.core.close()
+
+
+async def test_96_a_streamed_put_that_is_still_here_is_replayed_from_its_beginning() -> None:
+    read: list[bytes] = []
+
+    async def read_then_hang_up(wire: Wire) -> None:
+        read.append((await wire.message()).body)
+
+    async with ScriptedBackend(read_then_hang_up) as bad, ScriptedBackend() as good:
+        app = LoadBalanceApp([bad.url, good.url], algorithm="round-robin")
+        async with Driver(app, http_scope(method="PUT", headers=[(b"transfer-encoding", b"chunked")])) as driver:
+            for piece, more in ((b"one ", True), (b"two ", True), (b"three", False)):
+                driver.feed({"type": "http.request", "body": piece, "more_body": more})
+            assert (await driver.next())["status"] == 200
+        await app.core.close()
+    assert read == [b"one two three"]
+    assert [request.body for request in good.requests] == [b"one two three"]
 
 
 async def test_96_a_status_is_tried_again_only_if_it_was_named(http: str) -> None:
