@@ -7,6 +7,7 @@ from asgi_enhance.balance.failure import ClientGone, Rejected
 class Body:
     """The request body as the server hands it over.
 
+    Where the scope itself says that there is no body none is `expected`, and the server is asked for nothing.
     `reading` is true while the client is waited for, `ended` once it has left.
 
     `first` is what has arrived and may be sent with the head; `more` says whether `next()` has more. The invariant:
@@ -27,7 +28,9 @@ class Body:
         "size",
     )
 
-    def __init__(self, receive: Receive, *, length: int | None, limit: int | None, replay: int) -> None:
+    def __init__(
+        self, receive: Receive, *, length: int | None, limit: int | None, replay: int, expected: bool = True
+    ) -> None:
         self._receive = receive
         self._replay = replay
         self._pushed: Message | None = None
@@ -36,7 +39,7 @@ class Body:
         self.limit = limit
         self.first = b""
         self.size = 0
-        self.more = True
+        self.more = expected
         self.reading = False
         self.ended = False
 

@@ -41,6 +41,10 @@ Algorithm = Literal["peak-ewma", "round-robin", "least-connections", "ip-hash"]
 
 ENVIRONMENT = "API_LOAD_BALANCER_BACKENDS"
 
+_BODILESS = frozenset({"GET", "HEAD"})
+_HTTP1 = frozenset({"1.0", "1.1"})
+"""In these a GET without Content-Length and Transfer-Encoding has no body (RFC 9112, 6.3); in HTTP/2 it may."""
+
 
 class Options(TypedDict, total=False):
     """The keyword arguments of `LoadBalancer`, for whoever passes them on."""
@@ -265,7 +269,13 @@ class LoadBalancer(Resource[Runtime]):
             path=path,
             query=query,
             head=head,
-            body=Body(receive, length=head.length, limit=limits.max_body, replay=limits.replay),
+            body=Body(
+                receive,
+                length=head.length,
+                limit=limits.max_body,
+                replay=limits.replay,
+                expected=head.has_body or scope["method"] not in _BODILESS or scope.get("http_version") not in _HTTP1,
+            ),
             key=self._key(scope) if self._hashes else b"",
             sticky=self._stuck_to(scope) if self.sticky is not None else None,
             idle=timeouts.idle,

@@ -72,7 +72,7 @@ class Dispatcher:
         """
         if exchange.head.expects_continue and not self._roster.candidates(runtime.loop.time(), self._rng):
             raise self.none_available()  # before the client is told to go on and send its body
-        if not exchange.websocket:
+        if exchange.body.more and not exchange.websocket:
             await exchange.body.begin()
         exchange.on_end = self.ended
         clock = runtime.loop.time

@@ -23,7 +23,10 @@ MAX_PAIRS = 10_000
 def raw_target(scope: Scope, *, strip_mount: bool, max_length: int) -> tuple[bytes, bytes]:
     """Path and query for the backend, checked. Raises Rejected."""
     raw: bytes | None = scope.get("raw_path")
-    path = raw_path_below_mount(scope) if strip_mount or raw is None else raw.partition(b"?")[0]
+    if raw is not None and not scope.get("root_path") and raw == scope["path"].encode("latin-1", "replace"):
+        path = raw  # nearly every request: not mounted, nothing encoded
+    else:
+        path = raw_path_below_mount(scope) if strip_mount or raw is None else raw.partition(b"?")[0]
     query: bytes = scope["query_string"]
     if len(path) + len(query) > max_length:
         raise Rejected(414, "The request target is too long.")
