@@ -1,7 +1,8 @@
 """`LoadBalanceApp`: the balancer as a complete ASGI app, run alone or mounted in another."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from functools import partial
 from typing import Unpack
 
 from asgi_enhance.asgi.lifespan import run_lifespan
@@ -13,7 +14,6 @@ from asgi_enhance.balance.exchange import Exchange
 from asgi_enhance.balance.failure import ClientGone, Rejected, Unavailable, UpstreamFailure, problem
 from asgi_enhance.balance.headers import HOP_BY_HOP
 from asgi_enhance.balance.response import stream
-from asgi_enhance.balance.runtime import Runtime
 from asgi_enhance.balance.websocket import proxy_websocket
 from asgi_enhance.errors import ConfigError
 
@@ -58,76 +58,61 @@ class LoadBalanceApp:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         core = self.core
         runtime = core.opened() or await core.started()
-        response = _Response(core, scope, send)
+        extensions = scope.get("extensions")
+        started = False
         try:
             exchange = core.exchange(scope, receive, runtime)
             if _answered_here(exchange):
                 await _max_forwards_reached(scope, receive, send)
                 return
             with exchange:
-                await response.relay(exchange, runtime)
+                if extensions and "http.response.early_hint" in extensions:
+                    exchange.on_interim = partial(_early_hint, send)
+                answer = await core.dispatcher.forward(exchange, runtime)
+                assert answer.status is not None
+                headers = core.rules.response(answer.status, answer.headers)
+                start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
+                trailers = bool(extensions) and _wants_trailers(extensions, exchange, headers)
+                if trailers:
+                    start["trailers"] = True
+                if core.sticky is not None:
+                    core.stick(exchange, headers, scope)
+                body = answer.take()
+                complete = answer.complete
+                if complete:
+                    exchange.let_go()  # the backend is free for the next, however slow this client is
+                started = exchange.sending = True
+                await send(start)
+                if complete:
+                    await send({"type": "http.response.body", "body": body, "more_body": False})
+                else:
+                    await stream(exchange, answer, body, send)
+                if trailers:
+                    kept = [pair for pair in answer.trailers if pair[0] not in _NOT_IN_TRAILERS]
+                    await send({"type": "http.response.trailers", "headers": kept, "more_trailers": False})
         except ClientGone:
             core.stats.clients_gone += 1
             logger.info("499 the client left: %s %s", scope["method"], scope["path"])
         except (Rejected, Unavailable, UpstreamFailure) as error:
-            if response.started:
+            if started:
                 raise  # all that is left is to cut the connection: the server does on an exception
             if isinstance(error, Rejected):
                 core.stats.rejected += 1
             await problem(error, self._proxy_status)(scope, receive, send)
 
 
-class _Response:
-    """One response on its way to the client."""
+async def _early_hint(send: Send, status: int, fields: Headers) -> None:
+    if status == 103:
+        links = [value for name, value in fields if name == b"link"]
+        await send({"type": "http.response.early_hint", "links": links})
 
-    __slots__ = ("_core", "_extensions", "_scope", "_send", "started")
 
-    def __init__(self, core: LoadBalancer, scope: Scope, send: Send) -> None:
-        self._core = core
-        self._scope = scope
-        self._extensions = scope.get("extensions") or ()
-        self._send = send
-        self.started = False
-
-    async def relay(self, exchange: Exchange, runtime: Runtime) -> None:
-        if "http.response.early_hint" in self._extensions:
-            exchange.on_interim = self._interim
-        core, send = self._core, self._send
-        answer = await core.dispatcher.forward(exchange, runtime)
-        assert answer.status is not None
-        headers = core.rules.response(answer.status, answer.headers)
-        trailers = self._wants_trailers(exchange, headers)
-        start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
-        if trailers:
-            start["trailers"] = True
-        if core.sticky is not None:
-            core.stick(exchange, headers, self._scope)
-        body = answer.take()
-        self.started = True
-        if answer.complete:
-            exchange.let_go()
-            exchange.sending = True
-            await send(start)
-            await send({"type": "http.response.body", "body": body, "more_body": False})
-        else:
-            exchange.sending = True
-            await send(start)
-            await stream(exchange, answer, body, send)
-        if trailers:
-            kept = [pair for pair in answer.trailers if pair[0] not in _NOT_IN_TRAILERS]
-            await send({"type": "http.response.trailers", "headers": kept, "more_trailers": False})
-
-    async def _interim(self, status: int, fields: Headers) -> None:
-        if status == 103:
-            links = [value for name, value in fields if name == b"link"]
-            await self._send({"type": "http.response.early_hint", "links": links})
-
-    def _wants_trailers(self, exchange: Exchange, headers: Headers) -> bool:
-        return (
-            "http.response.trailers" in self._extensions
-            and (b"te", b"trailers") in exchange.head.fields
-            and header(headers, b"content-length") is None
-        )
+def _wants_trailers(extensions: Container[str], exchange: Exchange, headers: Headers) -> bool:
+    return (
+        "http.response.trailers" in extensions
+        and (b"te", b"trailers") in exchange.head.fields
+        and header(headers, b"content-length") is None
+    )
 
 
 def _answered_here(exchange: Exchange) -> bool:

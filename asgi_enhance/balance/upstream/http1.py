@@ -116,15 +116,12 @@ class Connection(asyncio.Protocol):
         if self._drained is not None:
             await asyncio.shield(self._drained)
 
-    async def progress(self) -> None:
-        """Wait until something arrives: an interim response, the head, body, the end, an error."""
+    def progress(self) -> asyncio.Future[None]:
+        """To be awaited until something arrives: an interim response, the head, body, the end, an error."""
         if self.error is not None:
             raise self.error
-        waiter = self._awaiting = self._loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._awaiting = None
+        self._awaiting = self._loop.create_future()
+        return self._awaiting
 
     async def read(self) -> bytes:
         """Body that has arrived, or the next to arrive; `b""` at the end. Raises when the body was cut short."""
