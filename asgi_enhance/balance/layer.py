@@ -19,6 +19,7 @@ from asgi_enhance.errors import ConfigError
 
 logger = logging.getLogger("asgi_enhance.balance")
 
+_SPECIAL = frozenset({"CONNECT", "OPTIONS", "TRACE"})
 _NOT_IN_TRAILERS = HOP_BY_HOP | {b"content-length", b"content-encoding", b"content-type", b"host", b"set-cookie"}
 
 
@@ -62,7 +63,7 @@ class LoadBalanceApp:
         started = False
         try:
             exchange = core.exchange(scope, receive, runtime)
-            if _answered_here(exchange):
+            if scope["method"] in _SPECIAL and _answered_here(exchange):
                 await _max_forwards_reached(scope, receive, send)
                 return
             with exchange:
@@ -72,7 +73,7 @@ class LoadBalanceApp:
                 assert answer.status is not None
                 headers = core.rules.response(answer.status, answer.headers)
                 start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
-                trailers = bool(extensions) and _wants_trailers(extensions, exchange, headers)
+                trailers = extensions is not None and _wants_trailers(extensions, exchange, headers)
                 if trailers:
                     start["trailers"] = True
                 if core.sticky is not None:
@@ -121,7 +122,7 @@ def _answered_here(exchange: Exchange) -> bool:
     if method == "CONNECT":
         raise Rejected(405, "This proxy opens no tunnels.")
     left = head.max_forwards
-    if left is None or method not in ("OPTIONS", "TRACE"):
+    if left is None:
         return False
     if left > 0:
         lowered = (b"max-forwards", b"%d" % (left - 1))
