@@ -1,6 +1,6 @@
 """What a processor has counted, in plain integers."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -55,6 +55,3 @@ class Stats:
     duplicates: int = 0
     gaps: int = 0
     remote_failures: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)

@@ -8,6 +8,7 @@ GET  /stats · GET /presence/{group}
 import asyncio
 import gc
 import os
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -54,7 +55,7 @@ async def act(verb: str, name: str, body: bytes, query: dict[str, list[str]]) ->
             with open("/proc/self/statm") as file:  # noqa: ASYNC230 a file of the kernel
                 pages = int(file.read().split()[1])
             return {
-                **processor.stats.as_dict(),
+                **asdict(processor.stats),
                 "tasks": len(asyncio.all_tasks()),
                 "files": len(os.listdir("/proc/self/fd")),
                 "memory": pages * os.sysconf("SC_PAGE_SIZE"),
