@@ -87,7 +87,7 @@ class RealTimeStreamProcessor(Resource[Node]):
         self,
         client_id: str,
         websocket: WebSocketLike | tuple[Receive, Send],
-        groups: Iterable[str] = (),
+        groups: Iterable[str] | None = None,
         *,
         listen: bool = True,
     ) -> None:
@@ -104,7 +104,7 @@ class RealTimeStreamProcessor(Resource[Node]):
         """
         node = await self.started()
         receive, send = websocket if isinstance(websocket, tuple) else (websocket.receive, websocket.send)
-        connection = await node.connect(client_id, send, dict.fromkeys(groups))
+        connection = await node.connect(client_id, send, dict.fromkeys(groups or ()))
         if listen:
             await node.listen(connection, receive)
 
