@@ -5,6 +5,8 @@ from typing import Final
 
 import msgspec
 
+from asgi_enhance.asgi.types import Headers
+
 VERSION: Final = 1
 _FRAME: Final = struct.Struct(">BII")  # version, length of the head, length of the body
 
@@ -45,6 +47,17 @@ class Entry(msgspec.Struct, array_like=True):
 
     def age(self, now: float) -> int:
         return max(0, int(now - self.born))
+
+    def fill(self, body: bytes) -> None:
+        """Give it its body, and with that a length, however the body came."""
+        self.body = body
+        if self.status != 204 and not any(name.lower() == b"content-length" for name, _ in self.headers):
+            self.headers = (*self.headers, (b"content-length", b"%d" % len(body)))
+
+    def for_once(self, headers: Headers, now: float) -> "Entry":
+        """The same response with other fields, for one client: what it has become may not be kept."""
+        fields = tuple(headers)
+        return msgspec.structs.replace(self, headers=fields, born=now, lifetime=0.0, fresh_until=0.0, kept_until=now)
 
     @property
     def size(self) -> int:

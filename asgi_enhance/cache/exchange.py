@@ -16,7 +16,8 @@ from asgi_enhance.asgi.types import Headers, Message, Receive, Scope, Send
 from asgi_enhance.cache.core import Claim, Fetch
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Flight, Outcome
-from asgi_enhance.cache.policy import conditional, invalidation, ranges, reuse, status
+from asgi_enhance.cache.policy import conditional, invalidation, reuse, status
+from asgi_enhance.cache.policy.answer import answer
 from asgi_enhance.cache.policy.reuse import Use
 from asgi_enhance.cache.policy.storing import Received, Refusal, complete, terms
 from asgi_enhance.cache.request import Request
@@ -111,18 +112,14 @@ class Exchange:
 
     async def _answer(self, entry: Entry, now: float, told: bytes | None) -> None:
         """Send the entry, or the part of it that was asked for. `told`: Cache-Status, if it is not simply a hit."""
-        request, layer = self._request, self._layer
-        code, headers, body = entry.status, list(entry.headers), entry.body
-        if conditional.not_modified(request, entry, now):
-            code, headers, body = 304, conditional.headers_of_304(entry), b""
-        elif (wanted := ranges.spans(request, entry)) is not None:
-            code, headers, body = ranges.partial(entry, wanted)
+        layer = self._layer
+        code, headers, body = answer(self._request, entry, now)
         if layer.age:
             headers.append((b"age", b"%d" % entry.age(now)))
         if layer.cache_status:
             headers.append((b"cache-status", told or layer.hit % (int(entry.lifetime) - entry.age(now))))
         await self._send({"type": "http.response.start", "status": code, "headers": headers})
-        await self._send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
+        await self._send({"type": "http.response.body", "body": body})
 
     # -- asking the app -------------------------------------------------------------------------------------------
 
@@ -314,8 +311,7 @@ class Exchange:
         if not complete(entry, body):
             self._give_up()
             return
-        entry.body = body
-        entry.headers = _with_length(entry, body)
+        entry.fill(body)
         await self._keep(entry)
 
     async def _keep(self, entry: Entry) -> None:
@@ -344,11 +340,10 @@ class Exchange:
             await self._cache.invalidate([self._request.url])
             if self._flight is not None:
                 self._flight.alone()
-            entry = _replayed(old, merged, now)
+            entry = old.for_once(merged, now)
         else:
             entry = verdict
-            entry.body = old.body
-            entry.headers = _with_length(entry, old.body)
+            entry.fill(old.body)
             await self._keep(entry)
         await self._answer(entry, now, self._told(304, stored=not isinstance(verdict, Refusal)))
 
@@ -364,8 +359,7 @@ class Exchange:
         renewed = Received(old.status, merged, response.requested, response.received, not_modified=True)
         entry = terms(self._request, renewed, self._layer.options, self._rule, self._layer.rng)
         if isinstance(entry, Entry):
-            entry.body = old.body
-            entry.headers = _with_length(entry, old.body)
+            entry.fill(old.body)
             assert self._fetch is not None
             await self._cache.store(self._request, entry, self._fetch)
 
@@ -413,27 +407,3 @@ MAX_FLIGHTS = 3
 """How often a request may find that what it waited for was another variant, before it goes on its own."""
 
 _NOT_COPIED = frozenset({"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"})
-
-
-def _with_length(entry: Entry, body: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """A stored response has a known length, however it came."""
-    if entry.status == 204 or any(name.lower() == b"content-length" for name, _ in entry.headers):
-        return entry.headers
-    return (*entry.headers, (b"content-length", b"%d" % len(body)))
-
-
-def _replayed(old: Entry, headers: Headers, now: float) -> Entry:
-    """The answer to this one client, where the updated response may no longer be kept."""
-    return Entry(
-        status=old.status,
-        headers=tuple(headers),
-        born=now,
-        lifetime=0.0,
-        fresh_until=0.0,
-        received=now,
-        date=now,
-        kept_until=now,
-        etag=old.etag,
-        last_modified=old.last_modified,
-        body=old.body,
-    )

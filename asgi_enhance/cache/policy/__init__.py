@@ -9,6 +9,7 @@ vary          which of the stored variants is this request's (RFC 9111 4.1)
 reuse         may this stored response answer this request (RFC 9111 4, 5.2.1; RFC 5861)
 conditional   304 or not; what to ask the app; what a 304 changes (RFC 9111 4.3; RFC 9110 13)
 ranges        which bytes of it (RFC 9110 14)
+answer        what of it, then
 invalidation  what a write makes invalid (RFC 9111 4.4; RFC 9875)
 purges        what has been purged since it was stored
 status        how it is told (RFC 9211)
