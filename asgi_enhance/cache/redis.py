@@ -5,6 +5,7 @@ that says whether it was the right one to want. Frames are bytes that this versi
 away or slow is a miss, at once: what could not be told to it meanwhile is told before it is believed again.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -44,6 +45,7 @@ class RedisRunning(Running):
         super().__init__()
         self.purges = purges
         self.released = released
+        self.catching_up = asyncio.Lock()
 
 
 class RedisCache(Cache[RedisRunning]):
@@ -85,7 +87,8 @@ class RedisCache(Cache[RedisRunning]):
         self._purges_channel = manager.key("cache", "purges")
         self._prefix = manager.key("cache", "r", "")
         self._varies: LRUCache[str, tuple[bytes | None, tuple[VaryNames, ...]]] = LRUCache(10_000)
-        self._behind = True
+        self._news = 1  # how often there was news of purges
+        self._heard = 0  # up to which of them the purges are known
         self._leases = Leases(manager, duration=collapse_timeout + 1)
         self._owed: dict[Key | Fact, None] = {}
         self._store, self._invalidate, self._record = (
@@ -95,7 +98,7 @@ class RedisCache(Cache[RedisRunning]):
 
     async def _start(self) -> RedisRunning:
         await self.manager.__aenter__()
-        self._behind = True
+        self._news += 1
         return RedisRunning(
             self.manager.subscribe(self._purges_channel, self._on_purge, self._on_gap),
             self.manager.subscribe(self._leases.channel, self._leases.on_released),
@@ -259,7 +262,7 @@ class RedisCache(Cache[RedisRunning]):
     async def _purge(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
             await self._tell(fact)
-        self._behind = True
+        self._news += 1
 
     # -- what Redis must hear before it is believed again ---------------------------------------------------------
 
@@ -289,12 +292,16 @@ class RedisCache(Cache[RedisRunning]):
             await self._say(news)
             self._owed.pop(news, None)
         if self._behind or not running.purges.is_ready:
-            self._behind = False
-            try:
-                await self._read_purges()
-            except BaseException:
-                self._behind = True
-                raise
+            async with running.catching_up:  # nobody goes on before it is known, whoever reads it
+                if self._behind or not running.purges.is_ready:
+                    heard = self._news
+                    await self._read_purges()
+                    self._heard = heard
+
+    @property
+    def _behind(self) -> bool:
+        """Whether there were purges that are not known here."""
+        return self._heard != self._news
 
     async def _read_purges(self) -> None:
         last = self.purges.number
@@ -307,10 +314,10 @@ class RedisCache(Cache[RedisRunning]):
                 self.purges.add(fact, number)
 
     def _on_purge(self, payload: bytes) -> None:
-        self._behind = True
+        self._news += 1
 
     def _on_gap(self) -> None:
-        self._behind = True
+        self._news += 1
 
     # -- leases ---------------------------------------------------------------------------------------------------
 

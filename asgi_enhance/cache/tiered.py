@@ -168,13 +168,13 @@ class TieredCache(RedisCache):
         if key is not None:
             self.near.forget(key)
         elif text == self._purges_key:
-            self._behind = True
+            self._news += 1
 
     def _forget_all(self) -> None:
         self.near.clear()
         self._copied.clear()
         self._changed.update(self._reading)
-        self._behind = True
+        self._news += 1
 
 
 SLACK: Final = 2

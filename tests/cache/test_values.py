@@ -169,6 +169,21 @@ async def test_a_softly_purged_response_is_served_while_it_is_renewed(any_cache:
     assert (await request(layer, "/")).body == b"new"
 
 
+async def test_nobody_is_answered_with_what_is_purged_while_another_reads_what_was_purged(
+    any_cache: Cache[Any],
+) -> None:
+    origin = Origin(Answer("Cache-Control: max-age=60", "Cache-Tag: a"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    paths = [f"/{number}" for number in range(20)]
+    for _ in range(5):
+        calls = origin.calls
+        await asyncio.gather(*(request(layer, path) for path in paths))
+        await any_cache.purge(tags=["a"])
+        await asyncio.gather(*(request(layer, path) for path in paths))
+        assert origin.calls == calls + 40
+        await any_cache.purge(tags=["a"])
+
+
 async def test_a_purge_must_say_what(any_cache: Cache[Any]) -> None:
     with pytest.raises(CacheError, match="what"):
         await any_cache.purge()
