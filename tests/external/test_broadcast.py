@@ -1,0 +1,52 @@
+"""The example page in a real browser: a message, a restart of the server, and what was said meanwhile."""
+
+import asyncio
+import json
+
+import pytest
+
+from asgi_enhance.broadcast import History, RealTimeStreamProcessor
+from asgi_enhance.redis import RedisManager
+from asgi_enhance.testing.live import SERVERS, LiveServer
+from tests.broadcast.helpers import until
+from tests.external.browser import Browser
+
+HISTORY = {"room": History(size=100, ttl=600)}  # as in the example
+
+MESSAGES = "[...document.querySelectorAll('#messages li')].map(one => one.textContent)"
+
+
+async def shows(browser: Browser, *messages: str) -> None:
+    await browser.until(f"JSON.stringify({MESSAGES}) === JSON.stringify({json.dumps(messages)})")
+
+
+async def nobody_listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return True
+    writer.close()
+    return False
+
+
+@pytest.mark.parametrize("transport", ["websocket", "events"])
+@pytest.mark.parametrize("name", SERVERS)
+async def test_the_page_shows_what_was_said_while_its_server_restarted(
+    name: str, transport: str, redis_url: str
+) -> None:
+    server = LiveServer("docs.examples.broadcast:app", server=name, env={"REDIS_URL": redis_url})
+    elsewhere = RealTimeStreamProcessor(redis=RedisManager(redis_url), history=HISTORY)
+    async with elsewhere, Browser() as browser:
+        with server:
+            await browser.open(f"{server.url}/?transport={transport}")
+            await browser.until("document.querySelector('#state').className === 'open'")
+            await elsewhere.broadcast_to_group("room", {"from": "ann", "text": "1"})
+            await shows(browser, "ann: 1")
+            server.kill()
+            for text in ("2", "3"):
+                await elsewhere.broadcast_to_group("room", {"from": "ann", "text": text})
+            await until(lambda: nobody_listens(server.port), seconds=10)  # its workers are gone too
+            server.start()
+            await shows(browser, "ann: 1", "ann: 2", "ann: 3")
+            await elsewhere.broadcast_to_group("room", {"from": "ann", "text": "4"})
+            await shows(browser, "ann: 1", "ann: 2", "ann: 3", "ann: 4")
