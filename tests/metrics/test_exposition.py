@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asgi_enhance.asgi.types import Scope
@@ -120,6 +120,24 @@ async def test_openmetrics_passes_the_strict_parser(accept: list[tuple[bytes, by
     families = list(parsed_openmetrics((await request(layer, "/metrics", headers=accept)).body.decode()))
     assert sample(families, "asgi_enhance_cache_hits_total") == 3
     assert sample(families, "asgi_enhance_cache_entries") == 7
+
+
+async def test_a_route_that_streams_or_not_is_written_once() -> None:
+    async def either(request: Request) -> Response:
+        if "stream" not in request.query_params:
+            return PlainTextResponse("plain")
+        return StreamingResponse(iter(["data: 1\n\n", "data: 2\n\n"]), media_type="text/event-stream")
+
+    layer = MetricsMiddleware(Starlette(routes=[Route("/", either)]))
+    for path in ("/", "/?stream", "/?stream"):
+        await request(layer, path)
+    families = list(parse_text((await request(layer, "/metrics")).body.decode()))
+    written = [(one.name, *one.labels.items()) for family in families for one in family.samples]
+    assert len(written) == len(set(written))
+    assert sample(families, "asgi_enhance_http_first_byte_seconds_count", http_route="/") == 3
+    assert sample(families, "http_server_response_body_size_bytes_count", http_route="/") == 3
+    assert sample(families, "http_server_response_body_size_bytes_sum", http_route="/") == 41
+    assert sample(families, "http_server_request_duration_seconds_count", http_route="/") == 1
 
 
 async def test_buckets_add_up_and_never_fall() -> None:
