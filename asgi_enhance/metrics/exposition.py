@@ -76,13 +76,16 @@ async def render(totals: Totals, registry: CollectorRegistry | None, form: Forma
     names: set[str] = set()
     async for text in slowly(_own_families(totals, form, names)):
         pieces.append(text.encode("utf-8", "replace"))
-    async for family in slowly(registry.collect() if registry is not None else ()):
-        if family.name in names or f"{family.name}_total" in names:
-            continue  # two families of one name would cost the whole scrape
-        try:
-            pieces.append(_foreign(family, form))
-        except Exception:
-            failures += 1
+    try:
+        async for family in slowly(registry.collect() if registry is not None else ()):
+            if family.name in names or f"{family.name}_total" in names:
+                continue  # two families of one name would cost the whole scrape
+            try:
+                pieces.append(_foreign(family, form))
+            except Exception:
+                failures += 1
+    except Exception:  # a collector of the user's has raised: what was registered after it is not reached
+        failures += 1
     if form.open:
         pieces.append(b"# EOF\n")
     return pieces, failures

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -221,6 +222,25 @@ async def test_a_metric_of_the_users_that_cannot_be_written_spoils_only_itself()
     layer = busy(registry=registry)
     families = list(parse_text((await request(layer, "/metrics")).body.decode()))
     assert sample(families, "fine") == 2
+    assert layer.collector.errors == 1
+
+
+async def test_a_collector_of_the_users_that_raises_costs_no_scrape() -> None:
+    registry = CollectorRegistry()
+    Gauge("fine", "Fine.", registry=registry).set(2)
+
+    class Unreachable(Collector):
+        def collect(self) -> Iterable[Metric]:
+            raise ConnectionError
+
+        def describe(self) -> Iterable[Metric]:
+            return [Metric("unreachable", "What it would have been.", "gauge")]
+
+    registry.register(Unreachable())
+    layer = busy(registry=registry)
+    families = list(parse_text((await request(layer, "/metrics")).body.decode()))
+    assert sample(families, "fine") == 2
+    assert sample(families, "asgi_enhance_metrics_overflows_total") == 0
     assert layer.collector.errors == 1
 
 
