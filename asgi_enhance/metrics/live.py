@@ -93,7 +93,9 @@ def history(totals: Totals, now: float, count: int) -> list[dict[str, Any]]:
         began = slot.number * SLOT
         if now - began < SETTLED:
             continue
-        lasted = max(1.0, min(now - began, SLOT, now - totals.began))
+        # Only the first slot may have begun before anybody counted: others have, in an older one.
+        since = totals.began if slot is totals.slots[0] and began < totals.began < began + SLOT else began
+        lasted = max(1.0, min(now, began + SLOT) - since)
         percentiles = quantiles(slot.sketch, list(RANKS.values()))
         points.append(
             {
