@@ -69,6 +69,7 @@ class RedisShare:
         self._report = redis.script(files(__package__).joinpath("report.lua").read_text())
         self._space = f"{{{crc32(fingerprint.encode()):08x}}}"
         self._shipped: dict[str, Records] = {}
+        self._open = 0  # the number of the first slot that may still have something to ship
         self._sequence = 0
         self._held: tuple[str, list[Argument], Records] | None = None
         self._lock = asyncio.Lock()
@@ -79,9 +80,12 @@ class RedisShare:
             if self._held is not None:
                 await self._send(*self._held)
             await self._ship_records("totals", _records(local), TOTALS_LIVE)
-            for slot in local.slots[-3:]:
-                await self._ship_records(f"slot:{slot.number}", state.slot_records(slot), _SLOTS_LIVE)
-            current = {"totals", *(f"slot:{slot.number}" for slot in local.slots[-3:])}
+            for slot in local.slots:
+                if slot.number >= self._open:
+                    await self._ship_records(f"slot:{slot.number}", state.slot_records(slot), _SLOTS_LIVE)
+            # What was pending may still be folded into a slot that has just ended.
+            self._open = max(self._open, local.slots[-3:][0].number)
+            current = {"totals", *(f"slot:{slot.number}" for slot in local.slots if slot.number >= self._open)}
             self._shipped = {place: records for place, records in self._shipped.items() if place in current}
             await self._tell(_encode(state.report(local)))
 

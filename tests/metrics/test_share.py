@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from time import time
 from typing import Any
 
 import msgspec
@@ -106,6 +107,18 @@ async def test_shipping_twice_adds_nothing_twice(worker: Worker) -> None:
         await shipped(layer)
     await request(layer)
     assert (await layer.collector.get_metrics())["requests"]["total"] == 2
+
+
+async def test_slots_that_ended_since_the_last_shipment_are_shipped(worker: Worker) -> None:
+    layer = worker(interval=3600)
+    ring = layer.collector._ring
+    now = int(time())
+    for age in range(100, -1, -10):
+        ring.turn(now - age)
+        ring.current.add(("GET", "/"), [10], 1, 0, 0.5)
+    await shipped(layer)
+    other = worker()
+    assert (await other.collector.get_metrics())["latency"]["5m"]["count"] == 11
 
 
 async def test_a_batch_whose_fate_was_unknown_is_added_once(worker: Worker) -> None:
