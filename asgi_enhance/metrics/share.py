@@ -176,12 +176,14 @@ class DirectoryShare:
     def __init__(self, directory: Path, *, fingerprint: str) -> None:
         self._directory = directory
         self._suffix = f"{crc32(fingerprint.encode()):08x}.metrics"
+        self._lock = asyncio.Lock()
 
     async def ship(self, local: Totals) -> None:
         records = {name: record async for name, record in slowly(_records(local))}
         slots = {slot.number: dict(state.slot_records(slot)) for slot in local.slots}
         content = _encode_file(_File(os.getpid(), records, slots, state.report(local)))
-        await asyncio.to_thread(self._write, content)
+        async with self._lock:
+            await asyncio.to_thread(self._write, content)
 
     async def gather(self, local: Totals, buckets: tuple[float, ...]) -> Totals:
         await self.ship(local)
