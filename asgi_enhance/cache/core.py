@@ -126,7 +126,7 @@ class Cache(Resource[R], Generic[R]):
 
     async def set(self, key: str, value: Any, ttl: float | None = None, *, tags: Sequence[str] = ()) -> None:
         """Keep `value` for `ttl` seconds (default: the cache's), to be purged by any of `tags`."""
-        await self._keep(key, value, ttl, tags, epoch=self.epoch(), render_time=0.0)
+        await self._keep(key, value, ttl, tags, epoch=await self.latest_epoch(), render_time=0.0)
 
     async def exists(self, key: str) -> bool:
         return await self._value(key) is not None
@@ -355,6 +355,10 @@ class Cache(Resource[R], Generic[R]):
     def epoch(self) -> int:
         """The number of purges so far, as far as it is known here."""
         raise NotImplementedError
+
+    async def latest_epoch(self) -> int:
+        """The number of purges so far, those of other processes included."""
+        return self.epoch()
 
     async def claim(self, name: Hashable, give_up: float) -> Claim:
         """Ask for the right to fetch `name`, among all processes; wait a while if another has it.

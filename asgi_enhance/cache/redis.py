@@ -207,6 +207,13 @@ class RedisCache(Cache[RedisRunning]):
     def epoch(self) -> int:
         return self.purges.number
 
+    async def latest_epoch(self) -> int:
+        try:
+            await self._catch_up()
+        except FAILURES:
+            self.stats.store_errors += 1
+        return self.purges.number
+
     async def fetch(self, request: Request) -> Fetch:
         fetch = await super().fetch(request)
         try:

@@ -129,6 +129,14 @@ async def test_values_are_purged(any_cache: Cache[Any], what: dict[str, Any], so
     assert await any_cache.get("a") == 2
 
 
+async def test_a_value_that_is_set_after_a_purge_is_there(redis_url: str, redis: RedisManager) -> None:
+    async with RedisCache(redis) as here, RedisCache(RedisManager(redis_url, prefix=redis.prefix)) as there:
+        await here.purge(tags=["news"])
+        await here.set("a", 1, tags=["news"])
+        await there.set("b", 2, tags=["news"])
+        assert [await here.get("a"), await here.get("b")] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("what", "gone"),
     [
@@ -166,6 +174,16 @@ async def test_a_softly_purged_response_is_served_while_it_is_renewed(any_cache:
     await any_cache.purge(tags=["a"], soft=True)
     assert (await request(layer, "/")).body == b"old"
     await until(lambda: layer.stats.stored == 2)
+    assert (await request(layer, "/")).body == b"new"
+
+
+async def test_a_softly_purged_response_is_not_served_beyond_its_window(any_cache: Cache[Any], clock: Clock) -> None:
+    line = "Cache-Control: max-age=10, stale-while-revalidate=5"
+    origin = Origin(Answer(line, "Cache-Tag: a", 'ETag: "1"', body=b"old"), Answer(line, body=b"new"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    await request(layer, "/")
+    await any_cache.purge(tags=["a"], soft=True)
+    clock.step(15)
     assert (await request(layer, "/")).body == b"new"
 
 

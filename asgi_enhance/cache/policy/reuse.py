@@ -38,7 +38,7 @@ def decide(request: Request, entry: Entry, now: float, honour: frozenset[str] = 
                 return Use.FRESH
     if fresh:
         return Use.FRESH
-    if entry.stale_while_revalidate and (purged or now < entry.fresh_until + entry.stale_while_revalidate):
+    if entry.stale_while_revalidate and now < entry.fresh_until + entry.stale_while_revalidate:
         return Use.REFRESH
     return Use.VALIDATE
 
