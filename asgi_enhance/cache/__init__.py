@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from asgi_enhance.cache.core import Cache
-from asgi_enhance.cache.decorator import cached, generate_cache_key
+from asgi_enhance.cache.decorator import cached
 from asgi_enhance.cache.layer import CacheMiddleware
 from asgi_enhance.cache.memory import MemoryCache
+from asgi_enhance.cache.request import generate_cache_key
 from asgi_enhance.cache.rules import CacheRule
 from asgi_enhance.cache.stats import CacheStats
 

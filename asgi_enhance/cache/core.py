@@ -20,7 +20,7 @@ from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Flights, Outcome
 from asgi_enhance.cache.policy.purges import Fact
 from asgi_enhance.cache.policy.search import parse, simplified
-from asgi_enhance.cache.request import Key, Request
+from asgi_enhance.cache.request import Key, Request, generate_cache_key
 from asgi_enhance.cache.stats import CacheStats
 from asgi_enhance.cache.values import Value
 from asgi_enhance.cache.warm import warm
@@ -77,8 +77,6 @@ class Cache(Resource[R], Generic[R]):
 
     remote = False
     """Whether there is more to ask than `peek` can see."""
-    max_connections = 0
-    """How many connections to Redis it needs at most, on one server."""
 
     def __init__(
         self,
@@ -133,6 +131,10 @@ class Cache(Resource[R], Generic[R]):
 
     async def delete(self, key: str, *more: str) -> None:
         await self._erase((key, *more))
+
+    def generate_cache_key(self, request: Any) -> str:
+        """A key for a value that belongs to a request (a scope, or whatever has one): its method and URL."""
+        return generate_cache_key(request)
 
     async def get_or_compute(
         self,

@@ -10,7 +10,6 @@ import msgspec
 
 from asgi_enhance.cache.core import Cache
 from asgi_enhance.cache.memory import MemoryCache
-from asgi_enhance.cache.request import Request, digest
 from asgi_enhance.errors import CacheError, ConfigError
 
 P = ParamSpec("P")
@@ -78,13 +77,3 @@ def cached(
         return wrapper
 
     return decorate
-
-
-def generate_cache_key(request: Any) -> str:
-    """A key for a value that belongs to a request: method, URL as it was sent, and nothing else.
-
-    `request` is a scope, or whatever has one (a Starlette or FastAPI Request).
-    """
-    scope = request if isinstance(request, dict) else request.scope
-    read = Request(scope)
-    return digest((read.method.encode(), *read.key))

@@ -62,7 +62,6 @@ class RedisCache(Cache[RedisRunning]):
     """
 
     remote = True
-    max_connections = 2  # one for commands, which share it, and one for subscriptions; both are the manager's
 
     def __init__(
         self,
@@ -82,6 +81,7 @@ class RedisCache(Cache[RedisRunning]):
             raise ConfigError("redis and redis_url are the same thing: give one of them")
         self.manager = manager = RedisManager.of(redis or redis_url) or RedisManager()
         self.max_variants = max_variants
+        self.max_connections = 10
         self.purges = Purges(MAX_PURGES)
         self._purges_key = manager.key("cache", "purges")
         self._purges_channel = manager.key("cache", "purges")
@@ -95,6 +95,20 @@ class RedisCache(Cache[RedisRunning]):
             manager.script(files("asgi_enhance.cache").joinpath(f"{name}.lua").read_text())
             for name in ("store", "invalidate", "purge")
         )
+
+    @property
+    def max_connections(self) -> int:
+        """For code that sizes a pool. Here there is none to size: on each event loop all commands share one connection.
+
+        Besides it there are one for subscriptions and, in a TieredCache, one for tracking, whatever is set here.
+        """
+        return self._max_connections
+
+    @max_connections.setter
+    def max_connections(self, limit: int) -> None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigError(f"max_connections must be a number of at least 1, not {limit!r}")
+        self._max_connections = limit
 
     async def _start(self) -> RedisRunning:
         await self.manager.__aenter__()

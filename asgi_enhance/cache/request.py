@@ -6,6 +6,7 @@ entry only if they are the same URL: `/a%2Fb` is not `/a/b`, `/a/` is not `/a`, 
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from asgi_enhance.asgi.types import RawHeaders, Scope
@@ -134,6 +135,15 @@ def digest(key: Sequence[bytes | str | None]) -> str:
             part = part.encode()
         state.update(b"-" if part is None else b"%d:" % len(part) + part)
     return state.hexdigest()
+
+
+def generate_cache_key(request: Any) -> str:
+    """A key for a value that belongs to a request: method, URL as it was sent, and nothing else.
+
+    `request` is a scope, or whatever has one (a Starlette or FastAPI Request).
+    """
+    read = Request(request if isinstance(request, dict) else request.scope)
+    return digest((read.method.encode(), *read.key))
 
 
 def url_of(key: Key) -> str:

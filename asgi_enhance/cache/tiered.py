@@ -30,8 +30,6 @@ class TieredCache(RedisCache):
     Everything else is RedisCache's.
     """
 
-    max_connections = 3  # RedisCache's, and one to be told what changes
-
     def __init__(
         self,
         redis: RedisManager | str | None = None,

@@ -5,7 +5,6 @@ import os
 import weakref
 from collections.abc import Callable
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from asgi_enhance.asgi.lifespan import Resource
@@ -169,9 +168,10 @@ class RedisManager(Resource["Session"]):
 
     async def ping(self) -> float:
         """The seconds a PING takes now."""
-        begun = perf_counter()  # uvloop's own clock stands still between two turns, and counts milliseconds
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         await self.execute("PING", idempotent=True)
-        return perf_counter() - begun
+        return loop.time() - begun
 
     @property
     def available(self) -> bool:

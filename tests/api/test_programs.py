@@ -12,6 +12,8 @@ from websockets.asyncio.client import connect
 
 from asgi_enhance import LoadBalancer, RateLimiter, RealTimeStreamProcessor, RedisCache
 from asgi_enhance.asgi.types import Message
+from asgi_enhance.cache import generate_cache_key
+from asgi_enhance.errors import ConfigError
 from asgi_enhance.testing.driver import Driver, http_scope
 from asgi_enhance.testing.live import LiveServer
 from asgi_enhance.testing.servers import RedisServer
@@ -75,7 +77,15 @@ async def test_the_cache_works_alone(redis_url: str) -> None:
     assert await cache.exists("key")
     await cache.delete("key")
     assert not await cache.exists("key")
+    request = Request(http_scope("/a?b"))
+    assert cache.generate_cache_key(request) == generate_cache_key(request)
+    assert cache.generate_cache_key(request) != cache.generate_cache_key(Request(http_scope("/a?c")))
     cache.ttl = 300
+    cache.max_connections = 10
+    assert cache.max_connections == 10
+    for limit in (0, -1, True, "10"):
+        with pytest.raises(ConfigError, match="max_connections"):
+            cache.max_connections = limit  # type: ignore[assignment]
     await cache.disconnect()
 
 

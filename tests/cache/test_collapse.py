@@ -31,9 +31,7 @@ async def test_fifty_cold_misses_make_one_call(cache: Cache[Any]) -> None:
     assert {(answer.status, answer.body) for answer in answers} == {(200, b"body")}
     assert origin.calls == 1
     told = [answer.header("cache-status") for answer in answers]
-    late = sum("; hit" in str(one) for one in told)  # whose look into Redis was answered after the entry was there
-    assert told.count("asgi-enhance; fwd=uri-miss; collapsed") + late == 49
-    assert not late or cache.remote
+    assert told.count("asgi-enhance; fwd=uri-miss; collapsed") == 49
     assert layer.stats.collapsed == 49
 
 

@@ -67,7 +67,7 @@ def everything(backend_url: str) -> Starlette:
         async for text in websocket.iter_text():
             await websocket.send_text(f"echo {text}")
 
-    proxy = LoadBalanceApp([backend_url])
+    balancer = LoadBalanceApp([backend_url])
     app = Starlette(
         routes=[
             Route("/page", page),
@@ -76,10 +76,10 @@ def everything(backend_url: str) -> Starlette:
             Route("/fails", fails),
             Route("/limited", limited),
             WebSocketRoute("/echo", echo),
-            Mount("/lb", proxy),
+            Mount("/lb", balancer),
         ]
     )
-    app.state.proxy = proxy
+    app.state.balancer = balancer
     return app
 
 
