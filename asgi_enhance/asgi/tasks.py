@@ -9,6 +9,17 @@ from typing import Any
 logger = logging.getLogger("asgi_enhance")
 
 
+def check_cancelled() -> None:
+    """Raise the cancellation of this task that a library has swallowed on its way.
+
+    `asyncio.wait_for` does so up to Python 3.11 when what it waits for ends in the same moment, and redis-py writes
+    through it. To be called where a task of one's own would go on for long, or for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 class Tasks:
     """The background tasks of one owner, on one event loop.
 

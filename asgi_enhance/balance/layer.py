@@ -42,7 +42,7 @@ class LoadBalanceApp:
     ) -> None:
         if balancer is not None and (backends or options):
             raise ConfigError("balancer excludes backends and options: they are the balancer's own")
-        self.core = balancer or LoadBalancer(backends, **options)
+        self.balancer = balancer or LoadBalancer(backends, **options)
         self._proxy_status = proxy_status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,34 +50,34 @@ class LoadBalanceApp:
         if kind == "http":
             await self._http(scope, receive, send)
         elif kind == "websocket":
-            await proxy_websocket(self.core, scope, receive, send, self._proxy_status)
+            await proxy_websocket(self.balancer, scope, receive, send, self._proxy_status)
         elif kind == "lifespan":
-            await run_lifespan(None, scope, receive, send, (self.core,))
+            await run_lifespan(None, scope, receive, send, (self.balancer,))
         else:
             raise ValueError(f"unknown scope type {kind!r}")
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        core = self.core
-        runtime = core.opened() or await core.started()
+        balancer = self.balancer
+        runtime = balancer.opened() or await balancer.started()
         extensions = scope.get("extensions")
         started = False
         try:
-            exchange = core.exchange(scope, receive, runtime)
+            exchange = balancer.exchange(scope, receive, runtime)
             if scope["method"] in _SPECIAL and _answered_here(exchange):
                 await _max_forwards_reached(scope, receive, send)
                 return
             with exchange:
                 if extensions and "http.response.early_hint" in extensions:
                     exchange.on_interim = partial(_early_hint, send)
-                answer = await core.dispatcher.forward(exchange, runtime)
+                answer = await balancer.dispatcher.forward(exchange, runtime)
                 assert answer.status is not None
-                headers = core.rules.response(answer.status, answer.headers)
+                headers = balancer.rules.response(answer.status, answer.headers)
                 start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
                 trailers = extensions is not None and _wants_trailers(extensions, exchange, headers)
                 if trailers:
                     start["trailers"] = True
-                if core.sticky is not None:
-                    core.stick(exchange, headers, scope)
+                if balancer.sticky is not None:
+                    balancer.stick(exchange, headers, scope)
                 body = answer.take()
                 complete = answer.complete
                 if complete:
@@ -92,13 +92,13 @@ class LoadBalanceApp:
                     kept = [pair for pair in answer.trailers if pair[0] not in _NOT_IN_TRAILERS]
                     await send({"type": "http.response.trailers", "headers": kept, "more_trailers": False})
         except ClientGone:
-            core.stats.clients_gone += 1
+            balancer.stats.clients_gone += 1
             logger.info("499 the client left: %s %s", scope["method"], scope["path"])
         except (Rejected, Unavailable, UpstreamFailure) as error:
             if started:
                 raise  # all that is left is to cut the connection: the server does on an exception
             if isinstance(error, Rejected):
-                core.stats.rejected += 1
+                balancer.stats.rejected += 1
             await problem(error, self._proxy_status)(scope, receive, send)
 
 

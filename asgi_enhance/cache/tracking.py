@@ -13,6 +13,8 @@ import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
+from asgi_enhance.asgi.tasks import check_cancelled
+
 SIGN_OF_LIFE: Final = 1.0
 """Seconds between questions; a connection that is silent for twice as long is given up."""
 FIRST_DELAY: Final = 0.1
@@ -71,6 +73,7 @@ class Tracking:
             parser.set_invalidation_push_handler(self._changed)
             await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
             await connection.read_response()
+            check_cancelled()
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -95,6 +98,7 @@ class Tracking:
                 await connection.send_command("PING")
             except (RedisError, OSError):
                 return  # the reader finds out as well
+            check_cancelled()
 
     async def _changed(self, push: list[Any]) -> None:
         keys = push[1]

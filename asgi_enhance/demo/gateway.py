@@ -30,10 +30,10 @@ url = os.environ.get("DEMO_REDIS")
 redis = RedisManager(url, prefix=os.environ["DEMO_PREFIX"]) if url else None
 processor = RealTimeStreamProcessor(redis=redis)
 limiter = RateLimiter(redis=redis)
-balancer = LoadBalanceApp(os.environ["DEMO_BACKENDS"], algorithm="round-robin")
+proxy = LoadBalanceApp(os.environ["DEMO_BACKENDS"], algorithm="round-robin")
 collector = MetricsCollector(redis=redis)
 collector.watch("ratelimit", limiter.stats)
-collector.watch("balance", balancer.core.stats)
+collector.watch("balance", proxy.balancer.stats)
 collector.watch("broadcast", processor.stats)
 if redis is not None:
     collector.watch("redis", redis.stats)
@@ -67,7 +67,7 @@ app = Starlette(
         Route("/limited", limited),
         Route("/say", say, methods=["POST"]),
         Route("/stats", stats),
-        Mount("/backends", balancer),
+        Mount("/backends", proxy),
     ],
     middleware=[
         Middleware(MetricsMiddleware, collector=collector, dashboard=True),

@@ -111,7 +111,7 @@ class HealthApp:
         status = readiness(phase, findings)
         if not allowed:
             return status, msgspec.json.encode({"status": status})
-        return status, msgspec.json.encode(document(status, phase, findings, self._about))
+        return status, msgspec.json.encode(document(status, phase, findings, self._about), enc_hook=str)
 
 
 class HealthMiddleware(HealthApp):

@@ -10,7 +10,7 @@ that cannot be encoded spoils nothing but itself.
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -76,13 +76,16 @@ async def render(totals: Totals, registry: CollectorRegistry | None, form: Forma
     names: set[str] = set()
     async for text in slowly(_own_families(totals, form, names)):
         pieces.append(text.encode("utf-8", "replace"))
-    async for family in slowly(registry.collect() if registry is not None else ()):
-        if family.name in names or f"{family.name}_total" in names:
-            continue  # two families of one name would cost the whole scrape
-        try:
-            pieces.append(_foreign(family, form))
-        except Exception:
-            failures += 1
+    try:
+        async for family in slowly(registry.collect() if registry is not None else ()):
+            if family.name in names or f"{family.name}_total" in names:
+                continue  # two families of one name would cost the whole scrape
+            try:
+                pieces.append(_foreign(family, form))
+            except Exception:
+                failures += 1
+    except Exception:  # a collector of the user's has raised: what was registered after it is not reached
+        failures += 1
     if form.open:
         pieces.append(b"# EOF\n")
     return pieces, failures
@@ -109,6 +112,7 @@ def _foreign(family: Any, form: Format) -> bytes:
 def _own_families(totals: Totals, form: Format, names: set[str]) -> Iterator[str]:
     requests = [series for series in totals.requests if not series.labels.stream]
     streams = [series for series in totals.requests if series.labels.stream]
+    joined = _joined(requests, streams)
     yield from _histograms(
         "http_server_request_duration_seconds",
         "Duration of HTTP requests, from their arrival to the last byte of the response.",
@@ -119,7 +123,7 @@ def _own_families(totals: Totals, form: Format, names: set[str]) -> Iterator[str
     yield from _histograms(
         "asgi_enhance_http_first_byte_seconds",
         "Time from a request's arrival to the head of its response.",
-        [(series, series.first_byte) for series in totals.requests],
+        [(series, series.first_byte) for series in joined],
         form,
         names,
     )
@@ -135,14 +139,30 @@ def _own_families(totals: Totals, form: Format, names: set[str]) -> Iterator[str
         ("http_server_response_body_size_bytes", "sent", "Bytes of response bodies as they were sent."),
     ):
         yield _head(name, "summary", text, names)
-        for series in totals.requests:
+        for series in joined:
             labels = _text(series.labels.as_labels().items())
             yield (
-                f"{name}_count{{{labels}}} {series.duration.count}\n"
+                f"{name}_count{{{labels}}} {series.first_byte.count}\n"
                 f"{name}_sum{{{labels}}} {getattr(series, attribute)}\n"
             )
     yield from _sockets(totals, form, names)
     yield from write_rows([*_plain_rows(totals), *totals.rows], form, names)
+
+
+def _joined(requests: list[RequestSeries], streams: list[RequestSeries]) -> list[RequestSeries]:
+    """All series, for the families that do not keep streams apart: there a route that gives both has one line."""
+    found = {series.labels: series for series in requests}
+    for stream in streams:
+        labels = replace(stream.labels, stream=False)
+        plain = found.get(labels)
+        if plain is None:
+            found[labels] = stream
+            continue
+        both = found[labels] = RequestSeries(labels, plain.first_byte.bounds)
+        both.first_byte = plain.first_byte + stream.first_byte
+        both.received = plain.received + stream.received
+        both.sent = plain.sent + stream.sent
+    return list(found.values())
 
 
 def _plain_rows(totals: Totals) -> Iterator[Row]:

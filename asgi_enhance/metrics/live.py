@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from asgi_enhance.asgi.problem import Problem
+from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.asgi.types import Headers, Receive, Scope, Send
 from asgi_enhance.metrics.core import MetricsCollector
 from asgi_enhance.metrics.sketch import quantiles
@@ -41,6 +42,7 @@ class LivePage:
         self._headers = _headers(self._page)
         self._streams = 0
         self._latest: tuple[float, bytes] = (0.0, b"")
+        self._making: dict[Tasks, asyncio.Task[bytes]] = {}
 
     async def page(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
@@ -75,9 +77,15 @@ class LivePage:
         if whole:
             return await self._event(slots=90)
         made, event = self._latest
-        if monotonic() - made >= INTERVAL / 2:
-            event = await self._event(slots=3)
-            self._latest = (monotonic(), event)
+        if monotonic() - made < INTERVAL / 2:
+            return event
+        running = await self._collector.started()
+        task = self._making.get(running)
+        if task is None:
+            task = self._making[running] = running.spawn(self._event(slots=3), name="asgi_enhance.metrics.snapshot")
+            task.add_done_callback(lambda _: self._making.pop(running, None))
+        event = await asyncio.shield(task)
+        self._latest = (monotonic(), event)
         return event
 
     async def _event(self, *, slots: int) -> bytes:
@@ -93,7 +101,9 @@ def history(totals: Totals, now: float, count: int) -> list[dict[str, Any]]:
         began = slot.number * SLOT
         if now - began < SETTLED:
             continue
-        lasted = max(1.0, min(now - began, SLOT, now - totals.began))
+        # Only the first slot may have begun before anybody counted: others have, in an older one.
+        since = totals.began if slot is totals.slots[0] and began < totals.began < began + SLOT else began
+        lasted = max(1.0, min(now, began + SLOT) - since)
         percentiles = quantiles(slot.sketch, list(RANKS.values()))
         points.append(
             {

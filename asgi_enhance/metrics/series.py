@@ -66,7 +66,9 @@ class RequestSeries:
             return
         durations = pending[1::4]
         count = len(durations)
-        received, sent = int(sum(pending[2::4])), int(sum(pending[3::4]))
+        labels = self.labels
+        received = int(sum(pending[2::4]))
+        sent = 0 if labels.method == "HEAD" else int(sum(pending[3::4]))  # what an app says, its server sends no body
         self.received += received
         self.sent += sent
         slot.received += received
@@ -74,7 +76,6 @@ class RequestSeries:
         self.first_byte.add(pending[0::4])
         indexes = self.duration.add(durations)
         pending.clear()
-        labels = self.labels
         seconds = 0.0 if labels.stream else sum(durations)
         slot.add((labels.method, labels.route), indexes, count, count if labels.failed else 0, seconds)
 

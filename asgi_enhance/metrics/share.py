@@ -69,6 +69,7 @@ class RedisShare:
         self._report = redis.script(files(__package__).joinpath("report.lua").read_text())
         self._space = f"{{{crc32(fingerprint.encode()):08x}}}"
         self._shipped: dict[str, Records] = {}
+        self._open = 0  # the number of the first slot that may still have something to ship
         self._sequence = 0
         self._held: tuple[str, list[Argument], Records] | None = None
         self._lock = asyncio.Lock()
@@ -79,9 +80,12 @@ class RedisShare:
             if self._held is not None:
                 await self._send(*self._held)
             await self._ship_records("totals", _records(local), TOTALS_LIVE)
-            for slot in local.slots[-3:]:
-                await self._ship_records(f"slot:{slot.number}", state.slot_records(slot), _SLOTS_LIVE)
-            current = {"totals", *(f"slot:{slot.number}" for slot in local.slots[-3:])}
+            for slot in local.slots:
+                if slot.number >= self._open:
+                    await self._ship_records(f"slot:{slot.number}", state.slot_records(slot), _SLOTS_LIVE)
+            # What was pending may still be folded into a slot that has just ended.
+            self._open = max(self._open, local.slots[-3:][0].number)
+            current = {"totals", *(f"slot:{slot.number}" for slot in local.slots if slot.number >= self._open)}
             self._shipped = {place: records for place, records in self._shipped.items() if place in current}
             await self._tell(_encode(state.report(local)))
 
@@ -172,12 +176,14 @@ class DirectoryShare:
     def __init__(self, directory: Path, *, fingerprint: str) -> None:
         self._directory = directory
         self._suffix = f"{crc32(fingerprint.encode()):08x}.metrics"
+        self._lock = asyncio.Lock()
 
     async def ship(self, local: Totals) -> None:
         records = {name: record async for name, record in slowly(_records(local))}
         slots = {slot.number: dict(state.slot_records(slot)) for slot in local.slots}
         content = _encode_file(_File(os.getpid(), records, slots, state.report(local)))
-        await asyncio.to_thread(self._write, content)
+        async with self._lock:
+            await asyncio.to_thread(self._write, content)
 
     async def gather(self, local: Totals, buckets: tuple[float, ...]) -> Totals:
         await self.ship(local)

@@ -64,6 +64,14 @@ class Distribution:
         self.total = 0.0
         self.sketch: Counter[int] | None = Counter() if sketched else None
 
+    def __add__(self, other: "Distribution") -> "Distribution":
+        """Both together, in classic buckets; the bounds must be the same."""
+        both = Distribution(self.bounds)
+        both.buckets = [mine + theirs for mine, theirs in zip(self.buckets, other.buckets, strict=True)]
+        both.count = self.count + other.count
+        both.total = self.total + other.total
+        return both
+
     def add(self, values: list[float]) -> list[int]:
         """Count values, which may be sorted on the way; their exponential buckets are returned if there is a sketch."""
         self._place(values)

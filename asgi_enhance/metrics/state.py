@@ -76,8 +76,15 @@ def report(totals: Totals) -> Report:
 
 
 def difference(new: Record, old: Mapping[str, float]) -> Record:
-    """What has been added. A number that has not moved is left out, but a new one is named even if it is zero."""
-    return {name: number - old.get(name, 0) for name, number in new.items() if name not in old or number != old[name]}
+    """What has been added. A number that has not moved is left out, but a new one is named even if it is zero.
+
+    One that has become smaller began again (a backend that came back, say): all of it is new.
+    """
+    return {
+        name: number if name not in old or number < old[name] else number - old[name]
+        for name, number in new.items()
+        if name not in old or number != old[name]
+    }
 
 
 def add(sums: Records, name: str, record: Mapping[str, float]) -> None:

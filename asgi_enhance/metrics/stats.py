@@ -3,12 +3,14 @@
 A source is an object with attributes (a dataclass, `__slots__`), a mapping, or a callable that gives one of these. Its
 fields are counters unless its class names them in `GAUGES`; `HELP`, if there, maps fields to a sentence. Text is shown
 as a gauge of 1 with the text as label, booleans as 0 and 1. With `label`, a source is a mapping from the label's values
-to such objects: backends by name, for instance. Names that begin with an underscore are private.
+to such objects: backends by name, for instance. Names that begin with an underscore are private; a number that is not
+finite is left out, since one would spoil every sum it is added to.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from asgi_enhance.errors import ConfigError
@@ -118,7 +120,7 @@ def _resolved(stats: Any) -> Any:
 def _fields(stats: Any) -> Iterator[tuple[str, Any, bool]]:
     gauges = getattr(type(stats), "GAUGES", ())
     for field, value in _items(stats):
-        if isinstance(value, (int, float, str)) and _NAME.fullmatch(field):
+        if (isinstance(value, str) or (isinstance(value, (int, float)) and isfinite(value))) and _NAME.fullmatch(field):
             yield field, value, field in gauges
 
 

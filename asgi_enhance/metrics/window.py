@@ -41,22 +41,29 @@ class Slot:
 
 
 class Window:
-    """Slots added up, and the seconds they cover."""
+    """Slots added up, and the seconds they cover: from `began`, or from the first slot if that was full before it."""
 
-    __slots__ = ("endpoints", "errors", "oldest", "received", "requests", "seconds", "sent", "sketch")
+    __slots__ = ("_now", "_since", "endpoints", "errors", "oldest", "received", "requests", "sent", "sketch")
 
     def __init__(self, seconds: int, now: float, began: float) -> None:
         self.oldest = int(now // SLOT) - seconds // SLOT + 1
         """Number of the first slot that belongs to it."""
-        self.seconds = max(1.0, now - max(self.oldest * SLOT, began))
+        self._now = now
+        self._since = max(self.oldest * SLOT, began)
         self.sketch: Counter[int] = Counter()
         self.endpoints: dict[Endpoint, list[float]] = {}
         self.requests = self.errors = self.received = self.sent = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return max(1.0, self._now - self._since)
 
     def add(self, slot: Slot) -> None:
         """Count a slot in, if it belongs to the window."""
         if slot.number < self.oldest:
             return
+        if (slot.number + 1) * SLOT <= self._since:  # other workers have counted before those of now began
+            self._since = slot.number * SLOT
         self.received += slot.received
         self.sent += slot.sent
         for index, count in slot.sketch.items():

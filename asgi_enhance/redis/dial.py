@@ -11,6 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from asgi_enhance.asgi.tasks import check_cancelled
 from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.redis.address import Address
 
@@ -64,6 +65,11 @@ class Dialer:
             raise RedisUnavailable(f"no connection within {self.timeout:g} s") from error
         except (RedisError, OSError) as error:
             raise RedisUnavailable(str(error)) from error
+        try:
+            check_cancelled()
+        except asyncio.CancelledError:
+            await hang_up(connection)
+            raise
         return connection
 
     def client(self, timeout: float) -> redis.asyncio.Redis:

@@ -129,7 +129,7 @@ async def test_a_check_that_is_not_answered_well_in_time_is_bad(answer: bytes) -
 async def test_a_backend_is_added_and_removed_while_the_rest_keeps_what_was_learnt() -> None:
     async with ScriptedBackend() as one, ScriptedBackend() as two:
         app = LoadBalanceApp([one.url])
-        core = app.core
+        core = app.balancer
         async with serve(app) as port:
             await ask(port, get())
             before = core.endpoints[0]
@@ -183,15 +183,15 @@ async def test_drain_waits_for_requests_gives_nothing_new_and_add_brings_it_back
 
     async with front(answer, http) as (backend, port), connect(port) as client:
         await client.send(get())
-        await until(lambda: backend.core.in_flight == 1)
-        drained = asyncio.ensure_future(backend.core.drain(backend.url))
+        await until(lambda: backend.balancer.in_flight == 1)
+        drained = asyncio.ensure_future(backend.balancer.drain(backend.url))
         await asyncio.sleep(0.02)
         assert not drained.done()
         assert (await ask(port, get())).status == 503
         go.set()
         assert await drained
         assert (await client.message()).status == 200
-        backend.core.add_backend(backend.url)
+        backend.balancer.add_backend(backend.url)
         assert (await ask(port, get())).status == 200
 
 
@@ -202,8 +202,8 @@ async def test_drain_says_so_when_its_time_is_over(http: str) -> None:
 
     async with front(silent, http) as (backend, port), connect(port) as client:
         await client.send(get())
-        await until(lambda: backend.core.in_flight == 1)
-        assert not await backend.core.drain(backend.url, timeout=0.05)
+        await until(lambda: backend.balancer.in_flight == 1)
+        assert not await backend.balancer.drain(backend.url, timeout=0.05)
 
 
 async def test_backends_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +238,8 @@ async def test_a_name_is_resolved_by_the_loop_and_its_host_is_kept() -> None:
         app = LoadBalanceApp([f"dns+http://localhost:{backend.port}"])
         async with serve(app) as port:
             assert (await ask(port, get())).status == 200
-        assert app.core.endpoints[0].backend.hostname == "localhost"
-        await app.core.close()
+        assert app.balancer.endpoints[0].backend.hostname == "localhost"
+        await app.balancer.close()
 
 
 async def pieces() -> AsyncIterator[bytes]:
@@ -261,8 +261,8 @@ async def test_an_in_process_app_can_be_a_backend(http: str) -> None:
         answer = await ask(port, get(b"/a/b", b"Content-Length: 3", method=b"POST", body=b"abc"))
         assert (answer.status, answer.body) == (200, b"/a/bABC")
         assert (await ask(port, get(b"/stream"))).body == b"one,two"
-    assert app.core.in_flight == 0
-    await app.core.close()
+    assert app.balancer.in_flight == 0
+    await app.balancer.close()
 
 
 async def test_a_transport_sends_target_and_fields_as_they_are_and_maps_its_errors(http: str) -> None:
@@ -278,8 +278,8 @@ async def test_a_transport_sends_target_and_fields_as_they_are_and_maps_its_erro
             assert backend.last.body == b"abc"
             await backend.stop()
             assert (await ask(port, get(method=b"POST"))).status == 502
-        assert app.core.in_flight == 0
-        await app.core.close()
+        assert app.balancer.in_flight == 0
+        await app.balancer.close()
         await backend.start()
 
 
@@ -305,13 +305,13 @@ async def test_95_a_sticky_client_stays_and_its_cookie_says_nothing(http: str) -
             tampered = value[:-1] + (b"x" if value[-1:] != b"x" else b"y")
             for bad in (tampered, b"lb=127.0.0.1:80", b"lb="):
                 assert (await ask(port, get(b"/", b"Cookie: " + bad))).one(b"set-cookie") is not None
-            home = app.core.endpoints[0 if one.requests and len(one.requests) > 5 else 1]
+            home = app.balancer.endpoints[0 if one.requests and len(one.requests) > 5 else 1]
             home.draining = True
-            app.core._roster.changed()
+            app.balancer._roster.changed()
             moved = (await ask(port, get(b"/", b"Cookie: " + value))).one(b"set-cookie")
             assert moved is not None
             assert not moved.startswith(value)
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_95_the_cookie_is_secure_behind_a_trusted_proxy_that_speaks_https(http: str) -> None:
@@ -373,5 +373,5 @@ async def test_tls_backends_are_verified() -> None:
             assert response.status == status
             if tls is None:
                 assert response.one(b"proxy-status") == b"lb; error=tls_certificate_error"
-        await app.core.close()
+        await app.balancer.close()
     server.close()

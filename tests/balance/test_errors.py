@@ -44,7 +44,7 @@ async def test_73_a_connection_lost_before_the_head_is_a_502(http: str, reset: b
 
     async with front(answer, http) as (backend, port):
         assert (await ask(port, get(method=b"POST"))).status == 502
-        assert backend.core.in_flight == 0
+        assert backend.balancer.in_flight == 0
 
 
 async def test_73_a_head_that_does_not_come_is_a_504(http: str) -> None:
@@ -66,14 +66,14 @@ async def test_73_a_queue_that_is_too_slow_or_full_is_a_503_with_retry_after(htt
     async with front(silent, http, limits=limits, timeouts=Timeouts(queue=0.2)) as (backend, port):
         async with connect(port) as first, connect(port) as second, connect(port) as third:
             await first.send(get())
-            await until(lambda: backend.core.in_flight == 1)
+            await until(lambda: backend.balancer.in_flight == 1)
             await second.send(get())
-            await until(lambda: backend.core.stats.queued == 1)
+            await until(lambda: backend.balancer.stats.queued == 1)
             await third.send(get())
             for client in (third, second):
                 answer = await client.message()
                 assert (answer.status, answer.one(b"retry-after")) == (503, b"1")
-        await until(lambda: backend.core.in_flight == 0)
+        await until(lambda: backend.balancer.in_flight == 0)
 
 
 async def test_73_who_waits_in_the_queue_is_served_when_a_slot_is_free(http: str) -> None:
@@ -88,12 +88,12 @@ async def test_73_who_waits_in_the_queue_is_served_when_a_slot_is_free(http: str
     async with front(answer, http, limits=Limits(max_connections=1)) as (backend, port):
         async with connect(port) as first, connect(port) as second:
             await first.send(get())
-            await until(lambda: backend.core.in_flight == 1)
+            await until(lambda: backend.balancer.in_flight == 1)
             await second.send(get())
-            await until(lambda: backend.core.stats.queued == 1)
+            await until(lambda: backend.balancer.stats.queued == 1)
             go.set()
             assert [(await client.message()).status for client in (first, second)] == [200, 200]
-        assert backend.core.in_flight == 0
+        assert backend.balancer.in_flight == 0
 
 
 async def test_74_a_problem_shows_nothing_of_the_inside(http: str) -> None:
@@ -131,7 +131,7 @@ async def test_76_a_stream_that_stands_still_is_cut_and_one_that_moves_is_not(ht
         await client.send(get())
         await client.head()
         assert await client.rest() == b"half"
-        assert backend.core.in_flight == 0
+        assert backend.balancer.in_flight == 0
 
 
 @pytest.mark.parametrize("answer", [silent, streaming], ids=["77_before_the_head", "78_in_mid_stream"])
@@ -139,11 +139,11 @@ async def test_when_the_client_leaves_the_backend_is_let_go_within_a_second(http
     async with front(answer, http) as (backend, port):  # type: ignore[arg-type]
         async with connect(port) as client:
             await client.send(get())
-            await until(lambda: backend.core.in_flight == 1)
+            await until(lambda: backend.balancer.in_flight == 1)
             if answer is streaming:
                 await client.head()
-        await until(lambda: backend.wires[0].reader.at_eof() and backend.core.in_flight == 0, within=1)
-        assert backend.core.stats.clients_gone == 1
+        await until(lambda: backend.wires[0].reader.at_eof() and backend.balancer.in_flight == 0, within=1)
+        assert backend.balancer.stats.clients_gone == 1
 
 
 async def test_79_a_client_that_leaves_is_no_failure_of_the_backend_and_logged_as_499(
@@ -153,11 +153,11 @@ async def test_79_a_client_that_leaves_is_no_failure_of_the_backend_and_logged_a
         async with front(silent, http) as (backend, port):
             async with connect(port) as client:
                 await client.send(get())
-                await until(lambda: backend.core.in_flight == 1)
-            await until(lambda: backend.core.in_flight == 0)
+                await until(lambda: backend.balancer.in_flight == 1)
+            await until(lambda: backend.balancer.in_flight == 0)
             await until(lambda: "499" in caplog.text)
-            assert backend.core.stats.backend_failures == 0
-            assert backend.core.endpoints[0].failed_in_a_row == 0
+            assert backend.balancer.stats.backend_failures == 0
+            assert backend.balancer.endpoints[0].failed_in_a_row == 0
 
 
 async def test_80_ten_plain_requests_pass_after_a_cold_pool_was_cancelled_two_hundred_times(http: str) -> None:
@@ -171,7 +171,7 @@ async def test_80_ten_plain_requests_pass_after_a_cold_pool_was_cancelled_two_hu
 
         for _ in range(10):
             await asyncio.gather(*(leave(number / 2000) for number in range(20)))
-        await until(lambda: backend.core.in_flight == 0)
+        await until(lambda: backend.balancer.in_flight == 0)
         assert [(await ask(port, get())).status for _ in range(10)] == [200] * 10
 
 
@@ -206,8 +206,8 @@ async def test_82_it_works_mounted_under_base_http_middleware(http: str) -> None
                 assert (
                     await ask(port, get(b"/api/x", b"Content-Length: 3", method=b"POST", body=b"abc"))
                 ).body == b"ok"
-            assert app.core.in_flight == 0
-        await app.core.close()
+            assert app.balancer.in_flight == 0
+        await app.balancer.close()
         assert [request.body for request in backend.requests] == [b"abc"] * 3
 
 

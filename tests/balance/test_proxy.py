@@ -50,7 +50,7 @@ async def test_a_refused_connection_is_answered_by_another_backend(http: str, me
                 request = get(b"/", b"Content-Length: 5", method=method, body=b"hello")
                 assert (await ask(port, request)).status == 200
         assert [request.body for request in alive.requests] == [b"hello"] * 4
-        assert app.core.in_flight == 0
+        assert app.balancer.in_flight == 0
 
 
 async def test_when_all_backends_refuse_the_answer_is_a_502_problem_without_addresses(http: str) -> None:
@@ -128,8 +128,8 @@ async def test_websocket_messages_cross_in_both_directions(http: str) -> None:
                 for message in ("text", b"binary", "", b""):
                     await client.send(message)
                     assert await client.recv() == message
-                assert app.core.in_flight == 1
-            await until(lambda: app.core.in_flight == 0)
+                assert app.balancer.in_flight == 1
+            await until(lambda: app.balancer.in_flight == 0)
 
 
 def test_a_balancer_given_from_outside_excludes_other_options() -> None:

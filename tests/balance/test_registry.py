@@ -115,7 +115,7 @@ async def test_a_gateway_starts_and_serves_with_redis_away() -> None:
         app = LoadBalanceApp([backend.url], redis=f"redis://127.0.0.1:{free_port()}")
         async with serve(app) as port:
             assert (await ask(port, get())).status == 200
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_one_gateway_asks_a_backend_for_all_and_its_verdict_reaches_the_others(redis: RedisManager) -> None:

@@ -39,7 +39,7 @@ async def test_41_a_body_of_unknown_length_goes_out_chunked() -> None:
             driver.feed({"type": "http.request", "body": b"", "more_body": True})
             driver.feed({"type": "http.request", "body": b"two", "more_body": False})
             assert (await driver.next())["status"] == 200
-        await app.core.close()
+        await app.balancer.close()
     assert backend.last.one(b"transfer-encoding") == b"chunked"
     assert backend.last.body == b"onetwo"
 
@@ -70,7 +70,7 @@ async def test_43_equal_content_lengths_collapse() -> None:
         async with Driver(app, scope) as driver:
             driver.feed({"type": "http.request", "body": b"abc", "more_body": False})
             assert (await driver.next())["status"] == 200
-        await app.core.close()
+        await app.balancer.close()
     assert backend.last.all(b"content-length") == [b"3"]
 
 
@@ -88,7 +88,7 @@ async def test_44_a_body_cut_short_never_becomes_a_complete_request(http: str) -
         await until(lambda: seen != [])
         assert len(seen[0]) < 200_000
         assert len(backend.wires) == 1  # and it was not tried again
-        await until(lambda: backend.core.in_flight == 0)
+        await until(lambda: backend.balancer.in_flight == 0)
 
 
 @pytest.mark.parametrize("pieces", [[b"abc", b"d"], [b"abcd"], [b"a", b""], [b"ab"]])
@@ -100,7 +100,7 @@ async def test_45_the_backend_gets_as_many_bytes_as_were_announced_or_no_complet
                 driver.feed({"type": "http.request", "body": piece, "more_body": index + 1 < len(pieces)})
             assert (await driver.next())["status"] == 400
         assert [request.body for request in backend.requests] in ([], [b"abc"])
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_46_a_post_of_a_mebibyte_arrives_whole_with_its_length(http: str) -> None:
@@ -178,7 +178,7 @@ async def test_51_a_body_that_grows_too_large_is_cut_at_the_limit(http: str) -> 
         await until(lambda: backend.wires != [])
         await client.send(b"6\r\nabcdef\r\n")
         assert (await client.message()).status == 413
-        await until(lambda: backend.core.in_flight == 0)
+        await until(lambda: backend.balancer.in_flight == 0)
         assert backend.requests == []
 
 
@@ -219,7 +219,7 @@ async def test_53_an_answer_before_the_upload_has_ended_reaches_the_client(http:
         client.writer.write(get(b"/", b"Content-Length: 6000000", method=b"POST", body=bytes(100_000)))
         response = await client.message()
         assert (response.status, response.body) == (413, b"no")
-        await until(lambda: backend.core.in_flight == 0)
+        await until(lambda: backend.balancer.in_flight == 0)
         assert (await ask(port, get())).status == 413
         assert len(backend.wires) == 2  # a request that was not sent whole leaves no connection to use again
 
@@ -237,4 +237,4 @@ async def test_53_an_upload_that_ends_after_the_answer_does_not_disturb_the_next
                 client.writer.write(get(b"/", b"Content-Length: 6000000", method=b"POST", body=bytes(6_000_000)))
                 assert (await client.message()).status in (500, 502)
         assert (await ask(port, get())).status == 200
-        await until(lambda: backend.core.in_flight == 0)
+        await until(lambda: backend.balancer.in_flight == 0)

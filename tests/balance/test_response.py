@@ -37,7 +37,7 @@ async def driven(answer: bytes | Script, *, headers: tuple[tuple[bytes, bytes], 
             driver.feed({"type": "http.request", "body": b"", "more_body": False})
             while not messages or not _last(messages):
                 messages.append(await driver.next())
-        await app.core.close()
+        await app.balancer.close()
     return messages
 
 
@@ -120,7 +120,7 @@ async def test_59_server_and_date_can_be_the_backends() -> None:
         async with Driver(app, http_scope()) as driver:
             driver.feed({"type": "http.request"})
             assert (b"server", b"backend") in (await driver.next())["headers"]
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_60_a_body_shorter_than_its_length_aborts_the_connection(http: str) -> None:
@@ -160,7 +160,7 @@ async def test_62_an_error_after_the_start_makes_no_second_start() -> None:
 
         with pytest.raises(Exception, match="closed the connection"):
             await app(http_scope(), receive, send)
-        await app.core.close()
+        await app.balancer.close()
     assert starts == 1
 
 
@@ -216,7 +216,7 @@ async def test_64_an_empty_message_follows_the_head_for_servers_that_wait_for_on
             assert (await driver.next())["type"] == "http.response.start"
             assert await driver.next() == {"type": "http.response.body", "body": b"", "more_body": True}
             driver.feed({"type": "http.disconnect"})
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_65_a_client_that_does_not_read_stalls_the_backend(http: str) -> None:
@@ -241,7 +241,7 @@ async def test_65_a_client_that_does_not_read_stalls_the_backend(http: str) -> N
             await asyncio.sleep(0.1)
         assert 0 < sent < 64 * 1024 * 1024  # kernels buffer some megabytes, the proxy a few hundred kilobytes
         client.close()
-        await until(lambda: backend.core.in_flight == 0)
+        await until(lambda: backend.balancer.in_flight == 0)
 
 
 _TRAILERS = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\nSet-Cookie: a\r\n\r\n"
@@ -316,7 +316,7 @@ async def test_70_ambiguous_framing_of_a_backend_is_a_502_and_not_reused(http: s
     async with front(raw, http) as (backend, port):
         for _ in range(2):
             assert (await ask(port, get(method=b"POST"))).status == 502
-        await until(lambda: backend.core.in_flight == 0)
+        await until(lambda: backend.balancer.in_flight == 0)
         assert len(backend.wires) == 2 or b"gzip" in raw
 
 
@@ -347,9 +347,9 @@ async def test_71_a_response_that_cannot_be_handed_on_frees_the_backend() -> Non
 
         with pytest.raises(RuntimeError, match="not this one"):
             await app(http_scope(), receive, send)
-        assert app.core.in_flight == 0
+        assert app.balancer.in_flight == 0
         await until(lambda: backend.wires[0].reader.at_eof())
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_72_a_redirect_is_returned_and_not_followed(http: str) -> None:

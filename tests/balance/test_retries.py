@@ -34,7 +34,7 @@ async def test_96_a_kept_alive_connection_that_ends_is_replaced_for_idempotent_m
     async with front(closes_after(1), http, retries=Retries(attempts=1)) as (backend, port):
         for _ in range(3):
             assert (await ask(port, get(method=method), no_body=method == b"HEAD")).status == 200
-        assert backend.core.stats.backend_failures == 0
+        assert backend.balancer.stats.backend_failures == 0
 
 
 async def test_96_a_kept_alive_connection_that_ends_is_not_replaced_for_a_post(http: str) -> None:
@@ -48,8 +48,8 @@ async def test_96_a_get_that_fails_is_tried_at_another_backend(http: str) -> Non
         app = LoadBalanceApp([bad.url, good.url], algorithm="round-robin")
         async with serve(app, http=http) as port:
             assert [(await ask(port, get())).status for _ in range(4)] == [200] * 4
-        assert app.core.stats.retries >= 1
-        await app.core.close()
+        assert app.balancer.stats.retries >= 1
+        await app.balancer.close()
 
 
 async def test_96_a_post_that_was_sent_is_never_sent_again(http: str) -> None:
@@ -58,7 +58,7 @@ async def test_96_a_post_that_was_sent_is_never_sent_again(http: str) -> None:
         async with serve(app, http=http) as port:
             assert (await ask(port, get(method=b"POST"))).status == 502
         assert good.requests == []
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_96_a_put_is_replayed_with_its_body_and_one_that_is_too_large_to_keep_is_not(http: str) -> None:
@@ -73,7 +73,7 @@ async def test_96_a_put_is_replayed_with_its_body_and_one_that_is_too_large_to_k
                 request = get(b"/", b"Content-Length: %d" % size, method=b"PUT", body=body)
                 assert (await ask(port, request)).status == status
             assert [request.body for request in good.requests] == ([body] if status == 200 else [])
-            await app.core.close()
+            await app.balancer.close()
 
 
 async def test_96_a_streamed_put_that_is_still_here_is_replayed_from_its_beginning() -> None:
@@ -88,7 +88,7 @@ async def test_96_a_streamed_put_that_is_still_here_is_replayed_from_its_beginni
             for piece, more in ((b"one ", True), (b"two ", True), (b"three", False)):
                 driver.feed({"type": "http.request", "body": piece, "more_body": more})
             assert (await driver.next())["status"] == 200
-        await app.core.close()
+        await app.balancer.close()
     assert read == [b"one two three"]
     assert [request.body for request in good.requests] == [b"one two three"]
 
@@ -99,7 +99,7 @@ async def test_96_a_status_is_tried_again_only_if_it_was_named(http: str) -> Non
             app = LoadBalanceApp([busy.url, good.url], algorithm="round-robin", retries=Retries(statuses=statuses))
             async with serve(app, http=http) as port:
                 assert [(await ask(port, get())).status for _ in range(2)] == expected
-            await app.core.close()
+            await app.balancer.close()
 
 
 async def test_96_without_budget_only_what_was_in_flight_when_a_backend_began_to_fail_is_retried(http: str) -> None:
@@ -110,7 +110,7 @@ async def test_96_without_budget_only_what_was_in_flight_when_a_backend_began_to
             statuses = [(await ask(port, get())).status for _ in range(4)]
         assert statuses[0] == 200
         assert 502 in statuses[1:]
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_94_a_full_backend_is_passed_over(http: str) -> None:
@@ -122,9 +122,9 @@ async def test_94_a_full_backend_is_passed_over(http: str) -> None:
         app = LoadBalanceApp([slow.url, free.url], algorithm="round-robin", limits=Limits(max_connections=1))
         async with serve(app, http=http) as port, connect(port) as first:
             await first.send(get())
-            await until(lambda: app.core.in_flight == 1)
+            await until(lambda: app.balancer.in_flight == 1)
             assert [(await ask(port, get())).status for _ in range(4)] == [200] * 4
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_a_black_hole_that_fails_fast_gets_under_one_percent_of_the_traffic() -> None:
@@ -149,7 +149,7 @@ async def test_a_black_hole_that_fails_fast_gets_under_one_percent_of_the_traffi
 
             await asyncio.gather(*(client(100) for _ in range(10)))
         assert len(hole.requests) < 10
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_five_failures_in_a_row_take_a_backend_out(http: str) -> None:
@@ -160,8 +160,8 @@ async def test_five_failures_in_a_row_take_a_backend_out(http: str) -> None:
             for _ in range(20):
                 await ask(port, get())
         assert len(bad.requests) == 5
-        assert app.core.stats.ejections == 1
-        await app.core.close()
+        assert app.balancer.stats.ejections == 1
+        await app.balancer.close()
 
 
 async def test_a_slow_answer_is_hedged_and_the_quicker_one_wins(http: str) -> None:
@@ -184,9 +184,9 @@ async def test_a_slow_answer_is_hedged_and_the_quicker_one_wins(http: str) -> No
             async with asyncio.timeout(2):
                 assert (await ask(port, get())).status == 200
         assert sorted(asked) == [1, 2]
-        assert app.core.stats.hedges == 1
-        await until(lambda: app.core.in_flight == 0 and app.core.dispatcher.budget.active == 0)
-        await app.core.close()
+        assert app.balancer.stats.hedges == 1
+        await until(lambda: app.balancer.in_flight == 0 and app.balancer.dispatcher.budget.active == 0)
+        await app.balancer.close()
 
 
 @pytest.mark.parametrize("request_", [get(method=b"POST"), get(b"/", b"Content-Length: 1", method=b"GET", body=b"x")])
@@ -201,5 +201,5 @@ async def test_what_is_not_safe_is_not_hedged(http: str, request_: bytes) -> Non
         app = LoadBalanceApp([one.url, two.url], hedge=Hedge(initial=0.02))
         async with serve(app, http=http) as port:
             assert (await ask(port, request_)).status == 200
-        assert app.core.stats.hedges == 0
-        await app.core.close()
+        assert app.balancer.stats.hedges == 0
+        await app.balancer.close()

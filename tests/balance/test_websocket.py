@@ -59,7 +59,7 @@ async def between(
             both = Both(app, port)
             both.handshakes = seen
             yield both
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def echo(socket: ServerConnection) -> None:
@@ -130,7 +130,7 @@ async def test_86_a_refusal_is_handed_on_with_its_status_and_body(ws: str, statu
             await both.connect()
         assert refusal.value.response.status_code == status
         assert refusal.value.response.body == b"not you"
-        assert both.app.core.in_flight == 0
+        assert both.app.balancer.in_flight == 0
 
 
 async def test_86_without_the_denial_extension_a_refusal_is_a_close() -> None:
@@ -161,7 +161,7 @@ async def test_87_the_client_is_accepted_only_after_the_backend_has_accepted() -
             go.set()
             assert (await first)["type"] == "websocket.accept"
             driver.feed({"type": "websocket.disconnect", "code": 1000})
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_88_the_backends_close_code_and_reason_reach_the_client(ws: str) -> None:
@@ -187,7 +187,7 @@ async def test_88_the_clients_close_code_and_reason_reach_the_backend(ws: str) -
             await client.close(4002, "cli")
         await until(lambda: ended != [])
         assert ended == [(4002, "cli")]
-        await until(lambda: both.app.core.in_flight == 0)
+        await until(lambda: both.app.balancer.in_flight == 0)
 
 
 async def test_88_a_backend_that_is_lost_closes_the_client_with_1011(ws: str) -> None:
@@ -211,7 +211,7 @@ async def test_88_a_client_that_is_lost_closes_the_backend_within_a_second(ws: s
     async with between(note, ws) as both:
         client: ClientConnection = await both.connect()
         client.transport.abort()
-        await until(lambda: ended != [] and both.app.core.in_flight == 0, within=1)
+        await until(lambda: ended != [] and both.app.balancer.in_flight == 0, within=1)
         assert ended[0] in (1000, 1001)  # some servers do not tell a lost client from one that closed without a code
 
 
@@ -219,7 +219,7 @@ async def test_89_a_websocket_that_stands_still_too_long_is_closed_on_both_sides
     async with between(wait, ws, timeouts=Timeouts(websocket_idle=0.15)) as both, both.connect() as client:
         with pytest.raises(ConnectionClosed):
             await client.recv()
-        await until(lambda: both.app.core.in_flight == 0)
+        await until(lambda: both.app.balancer.in_flight == 0)
 
 
 async def test_90_a_reader_that_is_slow_stalls_the_other_side(ws: str) -> None:
@@ -239,7 +239,7 @@ async def test_90_a_reader_that_is_slow_stalls_the_other_side(ws: str) -> None:
             await asyncio.sleep(0.1)
         assert 0 < sent < 1000  # of an endless stream
         client.transport.abort()
-        await until(lambda: both.app.core.in_flight == 0)
+        await until(lambda: both.app.balancer.in_flight == 0)
 
 
 async def test_90_a_message_that_is_too_large_closes_both_sides_with_1009(ws: str) -> None:
@@ -279,7 +279,7 @@ async def test_91_a_switch_of_protocols_nobody_asked_for_is_a_502(http: str) -> 
 
 async def test_92_an_open_websocket_counts_and_drain_closes_it_with_1001(ws: str) -> None:
     async with between(wait, ws) as both, both.connect() as client:
-        core = both.app.core
+        core = both.app.balancer
         assert core.endpoints[0].in_flight == 1
         assert await core.drain(core.endpoints[0].name, timeout=0.1)
         with pytest.raises(ConnectionClosed) as closed:
@@ -297,7 +297,7 @@ async def test_a_backend_that_refuses_the_connection_is_replaced_by_another(ws: 
                 async with ws_connect(f"ws://127.0.0.1:{port}/") as client:
                     await client.send("there?")
                     assert await client.recv() == "there?"
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def test_a_client_that_leaves_during_the_handshake_lets_the_backend_go() -> None:
@@ -311,9 +311,9 @@ async def test_a_client_that_leaves_during_the_handshake_lets_the_backend_go() -
             driver.feed({"type": "websocket.connect"})
             await until(lambda: backend.wires != [])
             driver.feed({"type": "websocket.disconnect", "code": 1006})
-            await until(lambda: app.core.in_flight == 0, within=1)
+            await until(lambda: app.balancer.in_flight == 0, within=1)
             await until(lambda: backend.wires[0].reader.at_eof(), within=1)
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def _denial(answer: Callable[[Wire], Awaitable[None]], **scope: Any) -> tuple[Any, bytes]:
@@ -326,7 +326,7 @@ async def _denial(answer: Callable[[Wire], Awaitable[None]], **scope: Any) -> tu
             messages.append(await driver.next())
             if messages[0]["type"] == "websocket.http.response.start":
                 messages.append(await driver.next())
-        await app.core.close()
+        await app.balancer.close()
     return messages[0].get("status", messages[0]["type"]), messages[-1].get("body", b"")
 
 

@@ -154,10 +154,10 @@ class ScriptedBackend:
         return self.requests[-1]
 
     @property
-    def core(self) -> LoadBalancer:
+    def balancer(self) -> LoadBalancer:
         """The balancer `front` put before this backend."""
         assert self.app is not None
-        return self.app.core
+        return self.app.balancer
 
     async def __aenter__(self) -> "ScriptedBackend":
         await self.start()
@@ -258,7 +258,7 @@ async def front(
         app = backend.app = LoadBalanceApp([Backend(backend.url)], **options)
         async with serve(app, http=http) as port:
             yield backend, port
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def until(condition: Callable[[], bool], *, within: float = TIMEOUT) -> None:

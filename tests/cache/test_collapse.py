@@ -31,7 +31,9 @@ async def test_fifty_cold_misses_make_one_call(cache: Cache[Any]) -> None:
     assert {(answer.status, answer.body) for answer in answers} == {(200, b"body")}
     assert origin.calls == 1
     told = [answer.header("cache-status") for answer in answers]
-    assert told.count("asgi-enhance; fwd=uri-miss; collapsed") == 49
+    late = sum("; hit" in str(one) for one in told)  # whose look into Redis was answered after the entry was there
+    assert told.count("asgi-enhance; fwd=uri-miss; collapsed") + late == 49
+    assert not late or cache.remote
     assert layer.stats.collapsed == 49
 
 

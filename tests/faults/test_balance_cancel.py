@@ -51,7 +51,7 @@ async def balanced(
             **options,  # type: ignore[arg-type]
         )
         yield app, [one, two]
-        await app.core.close()
+        await app.balancer.close()
 
 
 async def request(app: LoadBalanceApp, rng: random.Random) -> None:
@@ -108,7 +108,7 @@ async def test_80_a_thousand_cancellations_leave_nothing_behind(hedge: Hedge | N
         app,
         backends,
     ):
-        core = app.core
+        core = app.balancer
         await cancelled_at_random(app, rng, REQUESTS)
         await until(lambda: core.in_flight == 0)
         assert [endpoint.in_flight for endpoint in core.endpoints] == [0, 0]
@@ -148,7 +148,7 @@ async def test_80_websockets_cancelled_at_random_leave_nothing_behind() -> None:
 
         for _ in range(4):
             await asyncio.gather(*(one() for _ in range(50)))
-        await until(lambda: app.core.in_flight == 0 and left_over() == [])
+        await until(lambda: app.balancer.in_flight == 0 and left_over() == [])
 
 
 async def test_a_cancellation_from_outside_stays_one() -> None:
@@ -171,5 +171,5 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.15):  # once the client is watched already
                 await app(http_scope(), receive, send)
-        assert app.core.in_flight == 0
-        await app.core.close()
+        assert app.balancer.in_flight == 0
+        await app.balancer.close()

@@ -84,6 +84,12 @@ async def test_details_are_in_the_form_of_the_draft() -> None:
     assert time.endswith("Z")
 
 
+async def test_what_was_observed_may_be_anything() -> None:
+    answer = await probe(Check(lambda: Result(observed=1 + 2j), name="it", critical=True))
+    assert answer.status == 200
+    assert answer.json()["checks"]["it"][0]["observedValue"] == "(1+2j)"
+
+
 async def test_an_exception_is_named_and_its_text_is_kept_in() -> None:
     body = (await probe(Check(raises, name="it"))).body
     assert b"LookupError" in body

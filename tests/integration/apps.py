@@ -67,7 +67,7 @@ def everything(backend_url: str) -> Starlette:
         async for text in websocket.iter_text():
             await websocket.send_text(f"echo {text}")
 
-    balancer = LoadBalanceApp([backend_url])
+    proxy = LoadBalanceApp([backend_url])
     app = Starlette(
         routes=[
             Route("/page", page),
@@ -76,10 +76,10 @@ def everything(backend_url: str) -> Starlette:
             Route("/fails", fails),
             Route("/limited", limited),
             WebSocketRoute("/echo", echo),
-            Mount("/lb", balancer),
+            Mount("/lb", proxy),
         ]
     )
-    app.state.balancer = balancer
+    app.state.proxy = proxy
     return app
 
 

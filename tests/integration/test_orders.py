@@ -18,7 +18,7 @@ REQUEST: Message = {"type": "http.request", "body": b"", "more_body": False}
 async def app(request: pytest.FixtureRequest, backend_url: str) -> AsyncIterator[ASGIApp]:
     inner = everything(backend_url)
     yield stack(inner, *request.param)
-    await inner.state.balancer.core.aclose()  # no lifespan reaches a mounted app
+    await inner.state.proxy.balancer.aclose()  # no lifespan reaches a mounted app
 
 
 async def test_a_stream_arrives_chunk_by_chunk(app: ASGIApp) -> None:

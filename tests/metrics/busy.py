@@ -58,7 +58,7 @@ async def echo(socket: WebSocket) -> None:
 
 
 def busy(redis: RedisManager, backends: list[str]) -> tuple[ASGIApp, MetricsCollector]:
-    balancer = LoadBalanceApp(backends)
+    proxy = LoadBalanceApp(backends)
     limiter = RateLimiter(redis=redis)
     processor = RealTimeStreamProcessor(redis=redis)
     collector = MetricsCollector(redis=redis, exemplars=True, interval=1)
@@ -71,9 +71,9 @@ def busy(redis: RedisManager, backends: list[str]) -> tuple[ASGIApp, MetricsColl
             Route("/unavailable", unavailable),
             Route("/events", events),
             WebSocketRoute("/echo", echo),
-            Mount("/lb", balancer),
+            Mount("/lb", proxy),
         ],
-        lifespan=balancer.core.lifespan,
+        lifespan=proxy.balancer.lifespan,
     )
     cached = CacheMiddleware(inner)
     rules = [Rule("5/minute", name="limited", path="/limited")]
@@ -82,9 +82,9 @@ def busy(redis: RedisManager, backends: list[str]) -> tuple[ASGIApp, MetricsColl
 
     collector.watch("cache", cached.stats)
     collector.watch("ratelimit", limiter.stats)
-    collector.watch("balance", balancer.core.stats)
+    collector.watch("balance", proxy.balancer.stats)
     gauges = ("weight", "priority", "in_flight", "latency")
-    collector.watch("backend", balancer.core.report, label="backend", gauges=gauges)
+    collector.watch("backend", proxy.balancer.report, label="backend", gauges=gauges)
     collector.watch("broadcast", processor.stats)
     collector.watch("redis", redis.stats)
     return MetricsMiddleware(app, collector=collector, dashboard=True), collector

@@ -15,9 +15,11 @@ from starlette.routing import Mount, Route
 
 from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware
+from asgi_enhance.metrics.live import history
 from asgi_enhance.metrics.policy import RequestLabels, label_value, outcome
 from asgi_enhance.metrics.sketch import bucket_indexes
-from asgi_enhance.metrics.window import SLOT, WINDOWS, Ring, Window
+from asgi_enhance.metrics.totals import Totals
+from asgi_enhance.metrics.window import SLOT, WINDOWS, Ring, Slot, Window
 from asgi_enhance.testing.driver import http_scope, request
 
 
@@ -164,3 +166,25 @@ def test_a_rate_is_over_the_time_that_has_really_passed() -> None:
     assert over(ring, 900, 1_005.0).seconds == 2.0
     ring.turn(1_090.0)
     assert over(ring, 60, 1_095.0).seconds == pytest.approx(55.0)
+
+
+def test_what_workers_that_are_gone_have_counted_makes_no_spike() -> None:
+    totals = Totals(began=1_058.0)
+    for number in range(100, 107):
+        slot = Slot(number)
+        slot.add(("GET", "/"), [10] * 100, 100, 0, 0.5)
+        totals.slots.append(slot)
+    window = Window(60, 1_069.0, totals.began)
+    for slot in totals.slots:
+        window.add(slot)
+    assert window.requests / window.seconds == pytest.approx(10, rel=0.05)
+    assert [round(point["rate"]) for point in history(totals, 1_070.0, 90)] == [10] * 7
+
+
+def test_the_first_slot_of_the_plot_lasts_from_the_start_of_the_process() -> None:
+    totals = Totals(began=1_006.0)
+    for number in (100, 101):
+        slot = Slot(number)
+        slot.add(("GET", "/"), [10] * 20, 20, 0, 0.5)
+        totals.slots.append(slot)
+    assert [point["rate"] for point in history(totals, 1_020.0, 90)] == [5, 2]

@@ -11,9 +11,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asgi_enhance.asgi.types import Scope
@@ -122,6 +123,24 @@ async def test_openmetrics_passes_the_strict_parser(accept: list[tuple[bytes, by
     assert sample(families, "asgi_enhance_cache_entries") == 7
 
 
+async def test_a_route_that_streams_or_not_is_written_once() -> None:
+    async def either(request: Request) -> Response:
+        if "stream" not in request.query_params:
+            return PlainTextResponse("plain")
+        return StreamingResponse(iter(["data: 1\n\n", "data: 2\n\n"]), media_type="text/event-stream")
+
+    layer = MetricsMiddleware(Starlette(routes=[Route("/", either)]))
+    for path in ("/", "/?stream", "/?stream"):
+        await request(layer, path)
+    families = list(parse_text((await request(layer, "/metrics")).body.decode()))
+    written = [(one.name, *one.labels.items()) for family in families for one in family.samples]
+    assert len(written) == len(set(written))
+    assert sample(families, "asgi_enhance_http_first_byte_seconds_count", http_route="/") == 3
+    assert sample(families, "http_server_response_body_size_bytes_count", http_route="/") == 3
+    assert sample(families, "http_server_response_body_size_bytes_sum", http_route="/") == 41
+    assert sample(families, "http_server_request_duration_seconds_count", http_route="/") == 1
+
+
 async def test_buckets_add_up_and_never_fall() -> None:
     layer = busy()
     for _ in range(20):
@@ -203,6 +222,25 @@ async def test_a_metric_of_the_users_that_cannot_be_written_spoils_only_itself()
     layer = busy(registry=registry)
     families = list(parse_text((await request(layer, "/metrics")).body.decode()))
     assert sample(families, "fine") == 2
+    assert layer.collector.errors == 1
+
+
+async def test_a_collector_of_the_users_that_raises_costs_no_scrape() -> None:
+    registry = CollectorRegistry()
+    Gauge("fine", "Fine.", registry=registry).set(2)
+
+    class Unreachable(Collector):
+        def collect(self) -> Iterable[Metric]:
+            raise ConnectionError
+
+        def describe(self) -> Iterable[Metric]:
+            return [Metric("unreachable", "What it would have been.", "gauge")]
+
+    registry.register(Unreachable())
+    layer = busy(registry=registry)
+    families = list(parse_text((await request(layer, "/metrics")).body.decode()))
+    assert sample(families, "fine") == 2
+    assert sample(families, "asgi_enhance_metrics_overflows_total") == 0
     assert layer.collector.errors == 1
 
 

@@ -1,5 +1,6 @@
 """The live page without a browser: off unless asked for, closed to strangers, and a stream that ends."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -12,6 +13,7 @@ from starlette.applications import Starlette
 from asgi_enhance.asgi.allow import from_networks
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware, live
+from asgi_enhance.metrics.totals import Totals
 from asgi_enhance.testing.driver import Driver, http_scope, request
 
 PAGE, EVENTS = "/metrics/dashboard", "/metrics/dashboard/events"
@@ -89,6 +91,24 @@ async def test_only_so_many_may_watch_and_who_leaves_makes_room(monkeypatch: pyt
         assert (await server.next())["status"] == 200
         server.feed({"type": "http.disconnect"})
         await server.ended()
+
+
+async def test_all_who_watch_share_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    collector = MetricsCollector(registry=None)
+    gather = collector.gather
+
+    async def counted() -> Totals:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        return await gather()
+
+    monkeypatch.setattr(collector, "gather", counted)
+    async with collector:
+        page = live.LivePage(collector)
+        assert len(set(await asyncio.gather(*(page._snapshot() for _ in range(8))))) == 1
+    assert asked == 1
 
 
 def test_a_dashboard_needs_a_path() -> None:

@@ -78,6 +78,13 @@ async def test_bytes_are_those_that_passed_not_those_that_were_announced() -> No
     assert (only(layer).received, only(layer).sent) == (5, 5)
 
 
+async def test_a_body_that_answers_head_is_not_sent() -> None:
+    layer = MetricsMiddleware(says(OK, END))
+    for method in ("HEAD", "GET"):
+        await request(layer, method=method)
+    assert (await layer.collector.get_metrics())["requests"]["bytes_sent"] == 4
+
+
 async def test_a_file_the_server_sends_is_counted_with_its_size(tmp_path: Path) -> None:
     file = tmp_path / "page"
     file.write_bytes(b"x" * 321)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from time import time
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware
-from asgi_enhance.metrics.share import RedisShare
+from asgi_enhance.metrics.share import DirectoryShare, RedisShare
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import Lifetime, WebSocket, request, websocket_scope
 from asgi_enhance.testing.servers import RedisCluster
@@ -106,6 +107,27 @@ async def test_shipping_twice_adds_nothing_twice(worker: Worker) -> None:
         await shipped(layer)
     await request(layer)
     assert (await layer.collector.get_metrics())["requests"]["total"] == 2
+
+
+async def test_slots_that_ended_since_the_last_shipment_are_shipped(worker: Worker) -> None:
+    layer = worker(interval=3600)
+    ring = layer.collector._ring
+    now = int(time())
+    for age in range(100, -1, -10):
+        ring.turn(now - age)
+        ring.current.add(("GET", "/"), [10], 1, 0, 0.5)
+    await shipped(layer)
+    other = worker()
+    assert (await other.collector.get_metrics())["latency"]["5m"]["count"] == 11
+
+
+async def test_a_counter_that_began_again_takes_nothing_back(worker: Worker) -> None:
+    layer = worker()
+    backends = {"http://a": {"requests": 50}}
+    layer.collector.watch("backend", backends, label="backend")
+    await shipped(layer)
+    backends["http://a"] = {"requests": 3}
+    assert (await layer.collector.get_metrics())["backend"] == {"http://a": {"requests": 53}}
 
 
 async def test_a_batch_whose_fate_was_unknown_is_added_once(worker: Worker) -> None:
@@ -267,6 +289,13 @@ def test_without_redis_the_directory_of_prometheus_client_is_where_workers_meet(
     assert line.endswith(" 7")  # the first worker is dead; what it has counted stays
     assert "orders_total 7.0" in outputs[1]
     assert outputs[1].count("asgi_enhance_process_memory_bytes{worker=") == 1
+
+
+async def test_a_file_is_written_once_at_a_time(tmp_path: Path) -> None:
+    share = DirectoryShare(tmp_path, fingerprint="")
+    local = MetricsCollector(registry=None).totals()
+    for _ in range(10):
+        await asyncio.gather(*(share.ship(local) for _ in range(8)))
 
 
 def test_a_record_comes_back_as_what_it_was() -> None:

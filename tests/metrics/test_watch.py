@@ -3,10 +3,12 @@
 from typing import Any, ClassVar
 
 import pytest
+from starlette.applications import Starlette
 
 from asgi_enhance.errors import ConfigError
-from asgi_enhance.metrics import MetricsCollector
+from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware
 from asgi_enhance.metrics.stats import Row
+from asgi_enhance.testing.driver import request
 
 
 class Slotted:
@@ -70,6 +72,13 @@ def test_a_source_that_fails_leaves_the_others() -> None:
     collector.watch("redis", {"calls": 5})
     assert rows(collector, "redis")
     assert collector.errors > 0
+
+
+async def test_a_number_that_is_not_finite_spoils_nothing() -> None:
+    layer = MetricsMiddleware(Starlette())
+    layer.collector.watch("pool", {"ratio": float("nan"), "wait": float("inf"), "calls": 5})
+    assert "asgi_enhance_pool_calls_total 5\n" in (await request(layer, "/metrics")).body.decode()
+    assert (await layer.collector.get_metrics())["pool"] == {"calls": 5}
 
 
 def test_a_name_is_watched_once() -> None:
