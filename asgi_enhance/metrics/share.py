@@ -158,16 +158,16 @@ class RedisShare:
 
 
 class _File(msgspec.Struct):
-    """What a worker leaves in the directory."""
+    """What a worker leaves in the directory; the long parts are encoded one by one, so that nobody waits for all."""
 
     pid: int
-    records: Records
-    slots: dict[int, Records]
+    records: dict[str, msgspec.Raw]
+    slots: dict[int, msgspec.Raw]
     report: Report
 
 
-_encode_file = msgspec.msgpack.Encoder().encode
 _decode_file = msgspec.msgpack.Decoder(_File).decode
+_decode_records = msgspec.msgpack.Decoder(Records).decode
 
 
 class DirectoryShare:
@@ -179,9 +179,11 @@ class DirectoryShare:
         self._lock = asyncio.Lock()
 
     async def ship(self, local: Totals) -> None:
-        records = {name: record async for name, record in slowly(_records(local))}
-        slots = {slot.number: dict(state.slot_records(slot)) for slot in local.slots}
-        content = _encode_file(_File(os.getpid(), records, slots, state.report(local)))
+        records = {name: msgspec.Raw(_encode(record)) async for name, record in slowly(_records(local))}
+        slots = {
+            slot.number: msgspec.Raw(_encode(dict(state.slot_records(slot)))) async for slot in slowly(local.slots)
+        }
+        content = _encode(_File(os.getpid(), records, slots, state.report(local)))
         async with self._lock:
             await asyncio.to_thread(self._write, content)
 
@@ -193,16 +195,17 @@ class DirectoryShare:
         reports: list[tuple[str, Report]] = []
         for content in await asyncio.to_thread(self._contents):
             found = _decode_file(content)
-            async for name, record in slowly(found.records.items()):
-                state.add(sums, name, record)
-            for number, records in found.slots.items():
-                for name, record in records.items():
+            async for name, raw in slowly(found.records.items()):
+                state.add(sums, name, _decode(raw))
+            async for number, raw in slowly(found.slots.items()):
+                for name, record in _decode_records(raw).items():
                     state.add(slots.setdefault(number, {}), name, record)
             if _alive(found.pid):
                 reports.append((f"{socket.gethostname()}:{found.pid}", found.report))
         async for name, record in slowly(sums.items()):
             state.restore(totals, name, record, buckets)
-        totals.slots = [state.restore_slot(number, records.items()) for number, records in sorted(slots.items())]
+        async for number, records in slowly(sorted(slots.items())):
+            totals.slots.append(state.restore_slot(number, records.items()))
         for worker, report in reports:
             state.restore_report(totals, worker, report)
         return totals

@@ -1,12 +1,13 @@
 """Workers that add up: through Redis, through a directory, with one of them dead, with Redis away."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from time import time
+from time import thread_time, time
 from typing import Any
 
 import msgspec
@@ -296,6 +297,37 @@ async def test_a_file_is_written_once_at_a_time(tmp_path: Path) -> None:
     local = MetricsCollector(registry=None).totals()
     for _ in range(10):
         await asyncio.gather(*(share.ship(local) for _ in range(8)))
+
+
+async def test_a_directory_of_many_endpoints_never_holds_the_loop_for_long(tmp_path: Path) -> None:
+    collector = MetricsCollector(registry=None)
+    for number in range(90):
+        slot = collector._ring.current
+        for endpoint in range(500):
+            slot.add(("GET", f"/route/{endpoint}"), [10], 1, 0, 0.5)
+        collector._ring.turn(time() - (90 - number) * 10)
+    local = collector.totals()
+    share = DirectoryShare(tmp_path, fingerprint="")
+    worst, last, running = 0.0, thread_time(), True
+
+    async def watch() -> None:
+        nonlocal worst, last
+        while running:
+            now = thread_time()
+            worst, last = max(worst, now - last), now
+            await asyncio.sleep(0)
+
+    gc.disable()
+    try:
+        watcher = asyncio.create_task(watch())
+        await asyncio.sleep(0)
+        totals = await share.gather(local, (1.0,))
+        running = False
+        await watcher
+    finally:
+        gc.enable()
+    assert sum(len(slot.endpoints) for slot in totals.slots) > 40_000
+    assert worst < 0.02, f"the loop was held for {worst:.3f} s of CPU"
 
 
 def test_a_record_comes_back_as_what_it_was() -> None:
