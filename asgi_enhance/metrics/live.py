@@ -49,13 +49,17 @@ class LivePage:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self._page})
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: Headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
         if self._streams >= MOST:
             await Problem(503, detail="Too many are watching.", headers=[(b"retry-after", b"30")])(scope, receive, send)
             return
         self._streams += 1
         gone = asyncio.create_task(_until_gone(receive), name="asgi_enhance.metrics.live")
         try:
-            headers: Headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             first = await self._snapshot(whole=True)
             await send({"type": "http.response.body", "body": b"retry: 500\n" + first, "more_body": True})

@@ -79,6 +79,11 @@ async def test_a_stream_ends_by_itself_so_that_a_server_can_drain(monkeypatch: p
         await server.ended()
 
 
+async def test_head_is_told_of_the_stream_and_holds_none() -> None:
+    answer = await request(layer(), EVENTS, method="HEAD")
+    assert (answer.status, answer.header("content-type"), answer.body) == (200, "text/event-stream", b"")
+
+
 async def test_only_so_many_may_watch_and_who_leaves_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MOST", 1)
     app = layer()
