@@ -65,7 +65,8 @@ class EnhancedAPI(Resource[AsyncExitStack]):
             "backend",
             self.load_balancer.report,
             label="backend",
-            gauges=("weight", "priority", "in_flight", "latency"),
+            gauges=("in_flight",),
+            averaged=("weight", "priority", "latency"),
         )
         self._client = ClientAddress(self.settings.trusted_proxies)
         self._gateway = self._limit(CacheMiddleware(LoadBalanceApp(balancer=self.load_balancer), cache=self.cache), ())

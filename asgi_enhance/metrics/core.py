@@ -80,19 +80,28 @@ class MetricsCollector(Resource[Tasks]):
         self._ping = 0.0
         self._share = _share(self._redis, interval, repr(bounds))
 
-    def watch(self, name: str, stats: Any, *, label: str | None = None, gauges: Iterable[str] = ()) -> None:
+    def watch(
+        self,
+        name: str,
+        stats: Any,
+        *,
+        label: str | None = None,
+        gauges: Iterable[str] = (),
+        averaged: Iterable[str] = (),
+    ) -> None:
         """Export what another core counts as `asgi_enhance_{name}_{field}`; see `asgi_enhance.metrics.stats`.
 
         stats:  an object with numbers as attributes, a mapping, or a callable that gives one of these.
         label:  the stats are a mapping from this label's values to such objects.
         gauges: fields that go up and down, like those the object's class names in `GAUGES`; the others only go up.
+        averaged: gauges of which several workers' values make no sum (a latency, a weight) but a mean.
         """
         if name in MEMBERS:
             raise ConfigError(f"name: {name!r} is a member of every snapshot")
         known = self._sources.get(name)
         if known is not None and known.stats is not stats:
             raise ConfigError(f"name: {name!r} is watched already")
-        self._sources[name] = Source(name, stats, label, gauges)
+        self._sources[name] = Source(name, stats, label, gauges, averaged)
 
     async def get_metrics(self, *, scope: str = "all") -> dict[str, Any]:
         """All metrics as plain data: rates, percentiles by window, endpoints, watched stats, saturation.
@@ -110,8 +119,7 @@ class MetricsCollector(Resource[Tasks]):
         return await in_slices(self._snapshot(totals))
 
     def _snapshot(self, totals: Totals) -> Generator[None, None, dict[str, Any]]:
-        labels = {source.name: source.label for source in self._sources.values() if source.label is not None}
-        return snapshot(totals, time(), labels)
+        return snapshot(totals, time(), self._sources)
 
     async def gather(self, scope: str = "all") -> Totals:
         """What all workers have counted; what this one has, if it stands alone or cannot reach the others."""

@@ -7,7 +7,7 @@ from typing import Any
 from asgi_enhance.metrics.policy import CANCELLED, DISCONNECTED
 from asgi_enhance.metrics.series import RequestSeries
 from asgi_enhance.metrics.sketch import quantiles
-from asgi_enhance.metrics.stats import as_data
+from asgi_enhance.metrics.stats import Source, as_data
 from asgi_enhance.metrics.totals import Totals
 from asgi_enhance.metrics.window import WINDOWS, Window
 
@@ -32,10 +32,10 @@ MEMBERS = frozenset(
 """Names that are taken in a snapshot, so that nothing that is watched may have them."""
 
 
-def snapshot(totals: Totals, now: float, labels: Mapping[str, str]) -> Generator[None, None, dict[str, Any]]:
+def snapshot(totals: Totals, now: float, sources: Mapping[str, Source]) -> Generator[None, None, dict[str, Any]]:
     """Everything in `totals` at `now` (wall-clock seconds), in rates, ratios and percentiles; in steps.
 
-    `labels` names the label of each watched source that has one.
+    `sources` are what is watched, by name.
     """
     windows = {name: Window(seconds, now, totals.began) for name, seconds in WINDOWS.items()}
     for slot in totals.slots:
@@ -57,7 +57,7 @@ def snapshot(totals: Totals, now: float, labels: Mapping[str, str]) -> Generator
         "websockets": _sockets(totals),
         "saturation": _saturation(totals, windows),
         "metrics": {name: int(sum(_own(totals, f"metrics_{name}").values())) for name in _HEALTH},
-        **as_data(totals.rows, labels),
+        **as_data(totals.rows, sources),
     }
 
 

@@ -8,6 +8,7 @@ finite is left out, since one would spoil every sum it is added to.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -40,16 +41,19 @@ class Row:
 class Source:
     """One watched object: `name` is the middle of its metrics' names."""
 
-    __slots__ = ("gauges", "label", "name", "stats")
+    __slots__ = ("averaged", "gauges", "label", "name", "stats")
 
-    def __init__(self, name: str, stats: Any, label: str | None, gauges: Iterable[str]) -> None:
+    def __init__(
+        self, name: str, stats: Any, label: str | None, gauges: Iterable[str], averaged: Iterable[str]
+    ) -> None:
         for argument, text in (("name", name), ("label", label)):
             if text is not None and not _NAME.fullmatch(text):
                 raise ConfigError(f"{argument} must be a metric name (letters, digits, underscores), not {text!r}")
         self.name = name
         self.stats = stats
         self.label = label
-        self.gauges = frozenset(gauges)
+        self.averaged = frozenset(averaged)
+        self.gauges = self.averaged.union(gauges)
 
     def rows(self) -> Iterator[Row]:
         stats = _resolved(self.stats)
@@ -79,25 +83,34 @@ class Source:
             yield Row(name, kind, text, shown, number, self.name, field)
 
 
-def as_data(rows: Iterable[Row], labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Watched rows by source and field; by label value between them for a source in `labels`.
+def as_data(rows: Iterable[Row], sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
+    """Watched rows by source and field; by label value between them for a source that has a label.
 
-    What several workers say of a gauge is added; of several texts, all that were said stay.
+    What several workers say of a gauge is added, or averaged if its source says so; of several texts, all that were
+    said stay.
     """
     found: dict[str, dict[str, Any]] = {}
+    workers: Counter[tuple[str, str, str]] = Counter()
     for row in rows:
         if not row.source:
             continue
+        source = sources.get(row.source)
         given = dict(row.labels)
+        member = ""
         fields = found.setdefault(row.source, {})
-        if row.source in labels:
-            fields = fields.setdefault(given.get(labels[row.source], ""), {})
+        if source is not None and source.label is not None:
+            member = given.get(source.label, "")
+            fields = fields.setdefault(member, {})
         if row.field in given and row.kind == "gauge":
             said = {*str(fields.get(row.field, "")).split(" "), given[row.field]} - {""}
             fields[row.field] = " ".join(sorted(said))
-        else:
-            value = fields.get(row.field, 0) + row.value
-            fields[row.field] = int(value) if value == int(value) else value
+            continue
+        known, value = fields.get(row.field, 0), row.value
+        if source is not None and row.field in source.averaged:
+            workers[row.source, member, row.field] += 1
+            value = (value - known) / workers[row.source, member, row.field]
+        value += known
+        fields[row.field] = int(value) if value == int(value) else value
     for fields in found.values():
         ratio = hit_ratio(fields)
         if ratio is not None:

@@ -131,6 +131,15 @@ async def test_a_counter_that_began_again_takes_nothing_back(worker: Worker) -> 
     assert (await layer.collector.get_metrics())["backend"] == {"http://a": {"requests": 53}}
 
 
+async def test_gauges_add_up_unless_they_are_averaged(worker: Worker) -> None:
+    one, two = worker(), worker()
+    for layer, in_flight, latency in ((one, 3, 0.25), (two, 4, 0.75)):
+        backends = {"http://a": {"in_flight": in_flight, "latency": latency}}
+        layer.collector.watch("backend", backends, label="backend", gauges=["in_flight"], averaged=["latency"])
+    await shipped(two)
+    assert (await one.collector.get_metrics())["backend"] == {"http://a": {"in_flight": 7, "latency": 0.5}}
+
+
 async def test_a_batch_whose_fate_was_unknown_is_added_once(worker: Worker) -> None:
     layer = worker()
     await request(layer)
