@@ -9,7 +9,7 @@ import pytest
 from asgi_enhance.asgi.types import Message
 from asgi_enhance.balance import Forwarding, Limits, LoadBalanceApp
 from asgi_enhance.testing.driver import Driver, http_scope
-from tests.balance.wire import Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
+from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
 
 def response(head: bytes = b"", body: bytes = b"", *, status: bytes = b"200 OK", length: bool = True) -> bytes:
@@ -368,3 +368,37 @@ async def test_the_log_says_nothing_of_a_request_that_went_well(http: str, caplo
         with caplog.at_level(logging.DEBUG, "asgi_enhance"):
             await ask(port, get())
     assert [record for record in caplog.records if record.name.startswith("asgi_enhance")] == []
+
+
+async def test_69_a_body_of_many_tiny_chunks_is_not_taken_for_a_large_head(http: str) -> None:
+    body = b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"
+    async with front(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body, http) as (_, port):
+        for _ in range(3):  # how much of it comes together with the head is chance
+            response = await ask(port, get())
+            assert (response.status, len(response.body)) == (200, 40_000)
+
+
+@pytest.mark.parametrize("lines", [b"\r\nx-more: ", b""], ids=["many", "one"])
+async def test_66_trailers_without_end_cut_the_response(lines: bytes) -> None:
+    sent = 0
+
+    async def answer(wire: Wire) -> None:
+        nonlocal sent
+        await wire.message()
+        await wire.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-first: ")
+        while sent < 500:
+            await wire.send(b"y" * 65_536 + lines)
+            sent += 1
+
+    async with front(answer) as (backend, port):
+        async with connect(port) as client:
+            await client.send(get())
+            assert not (await client.rest()).endswith(b"0\r\n\r\n")
+        assert sent < 100
+        assert backend.balancer.in_flight == 0
+
+
+async def test_67_an_interim_response_with_a_body_is_a_502(http: str) -> None:
+    odd = b"HTTP/1.1 099 Odd\r\ncontent-length: 2\r\n\r\nhi"
+    async with front(odd + OK, http) as (_, port):
+        assert (await ask(port, get())).status == 502

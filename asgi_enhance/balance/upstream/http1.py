@@ -5,6 +5,8 @@ The rules:
 - A connection is reused only after a response that is complete, framed by its own length or chunks, not marked
   `close`, and to a request that was sent whole. Anything the backend sends while no request is open ends it.
 - What arrives is kept until it is read, and reading from the socket pauses above `HIGH_WATER` kept bytes.
+- Fields are bounded: all that comes before the body by `max_head`, and so is what comes between two pieces of it or
+  after the last, where trailers are.
 - `abort()` and `fail()` are synchronous: there is no point at which a cancelled caller could leave a socket behind.
 """
 
@@ -185,6 +187,7 @@ class Connection(asyncio.Protocol):
             self._owner.lost(self)
             return
         waiting = self.status is None
+        size = self._size
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -195,10 +198,20 @@ class Connection(asyncio.Protocol):
                 return
         if waiting:
             self._seen += len(data)
-            if self._seen - self._size > self._max_head:
+            if self._seen - self._size > self._max_head and (self.status is None or self._head_too_large()):
                 self.status, self.complete = None, False
                 text = f"the backend's response head is larger than {self._max_head} bytes"
                 self.fail(UpstreamFailure(text, error="http_response_header_section_size"))
+                return
+            if self.status is not None:
+                self._seen = 0
+        elif self._size != size:
+            self._seen = 0
+        elif not self.complete:
+            self._seen += len(data)
+            if self._seen > self._max_head:
+                text = f"the backend's trailers are larger than {self._max_head} bytes"
+                self.fail(UpstreamFailure(text, error="http_response_trailer_section_size"))
                 return
         if self._size > HIGH_WATER and not self._reading_paused and self._transport is not None:
             self._reading_paused = True
@@ -262,6 +275,8 @@ class Connection(asyncio.Protocol):
         if self._headless:
             self.keep_alive = False
             return
+        if self.status is None:
+            raise ValueError("an interim response with a body")
         self._chunks.append(chunk)
         self._size += len(chunk)
 
@@ -275,6 +290,11 @@ class Connection(asyncio.Protocol):
     def _break(self, text: str) -> None:
         untouched = self.status is None and self._seen == 0
         self.fail(UpstreamFailure(text, error="connection_terminated", stale=untouched and self.reused))
+
+    def _head_too_large(self) -> bool:
+        """Asked when head and first body came together, and the framing of that body may be what is large."""
+        sections = (self.headers, *(fields for _, fields in self.interim))
+        return sum(len(name) + len(value) + 4 for fields in sections for name, value in fields) > self._max_head
 
     def _ends_with_connection(self) -> bool:
         return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
