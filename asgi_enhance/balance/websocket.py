@@ -6,6 +6,7 @@ handed on as it is. Close codes and reasons cross in both directions; those that
 """
 
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import EXTERNAL_CLOSE_CODES
 
 from asgi_enhance.asgi.types import Headers, Receive, Scope, Send
 from asgi_enhance.balance.core import LoadBalancer
@@ -133,15 +134,17 @@ class _Relay:
             code = 1000 if code in _NOT_ON_THE_WIRE else code
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
-    async def _client_left(self, exchange: Exchange, code: int, reason: str) -> None:
+    async def _client_left(self, exchange: Exchange, code: int | None, reason: str) -> None:
         self.gone = True
-        if self._answer is not None:
-            if code == 1005:
-                code = 1000
-            elif code in _NOT_ON_THE_WIRE:
-                code = GOING_AWAY
-            await self._answer.connection.close(code, reason)
-        exchange.interrupt(ClientGone("the client left"))
+        try:
+            if self._answer is not None:
+                if code == 1005:
+                    code = 1000
+                elif code is None or not (code in EXTERNAL_CLOSE_CODES or 3000 <= code < 5000):
+                    code = GOING_AWAY
+                await self._answer.connection.close(code, reason)
+        finally:
+            exchange.interrupt(ClientGone("the client left"))
 
 
 _LENGTH = b"content-length"

@@ -336,3 +336,34 @@ def _accept(key: bytes, extra: bytes = b"") -> bytes:
     token = accept_key(key.decode()).encode()
     head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
     return head + b"sec-websocket-accept: " + token + b"\r\n" + extra + b"\r\n"
+
+
+@pytest.mark.parametrize("code", [None, 0, 999, 1004, 1016, 5000])
+async def test_88_a_client_that_leaves_with_a_code_that_is_none_lets_the_backend_go(code: int | None) -> None:
+    ended: list[int | None] = []
+
+    async def note(socket: ServerConnection) -> None:
+        await socket.wait_closed()
+        ended.append(socket.close_code)
+
+    async with ws_serve(note, "127.0.0.1", 0) as server:
+        app = LoadBalanceApp([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"])
+        async with Driver(app, websocket_scope()) as driver:
+            driver.feed({"type": "websocket.connect"})
+            assert (await driver.next())["type"] == "websocket.accept"
+            driver.feed({"type": "websocket.disconnect", "code": code})
+            await until(lambda: ended != [] and app.balancer.in_flight == 0, within=1)
+        assert ended[0] == 1001
+        await app.balancer.close()
+
+
+async def test_92_a_drain_called_off_closes_no_websocket(ws: str) -> None:
+    async with between(echo, ws) as both, both.connect() as client:
+        balancer = both.app.balancer
+        name = balancer.endpoints[0].name
+        drained = asyncio.ensure_future(balancer.drain(name, timeout=0.2))
+        await asyncio.sleep(0.02)
+        balancer.add_backend(name)
+        assert not await drained
+        await client.send("still here")
+        assert await client.recv() == "still here"
