@@ -95,6 +95,7 @@ class Members:
             endpoint.draining = False
             if runtime is not None:
                 endpoint.ramp_from = runtime.loop.time()
+                runtime.stop_draining(endpoint)
             self._roster.changed()
 
     def remove(self, name: str, runtime: Runtime | None) -> None:
@@ -118,7 +119,7 @@ class Members:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await runtime.drain(endpoint)
-        if endpoint.in_flight:
+        if endpoint.in_flight and endpoint.draining:
             _close_websockets(endpoint, runtime)
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):

@@ -73,7 +73,12 @@ class Runtime:
 
     def drained(self, endpoint: Endpoint) -> None:
         """Called as one after the other leaves an endpoint that is draining."""
-        if not endpoint.in_flight and endpoint in self._drains:
+        if not endpoint.in_flight:
+            self.stop_draining(endpoint)
+
+    def stop_draining(self, endpoint: Endpoint) -> None:
+        """Let go who waits for an endpoint to drain: it has, or it has been brought back."""
+        if endpoint in self._drains:
             self._drains.pop(endpoint).set()
 
     def websockets(self, endpoint: Endpoint) -> list[Exchange]:

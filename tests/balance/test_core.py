@@ -206,6 +206,26 @@ async def test_drain_says_so_when_its_time_is_over(http: str) -> None:
         assert not await backend.balancer.drain(backend.url, timeout=0.05)
 
 
+async def test_a_backend_that_is_brought_back_ends_its_drain_and_keeps_what_it_has(http: str) -> None:
+    go = asyncio.Event()
+
+    async def held(wire: Wire) -> None:
+        await wire.head()
+        await go.wait()
+        await wire.send(OK)
+
+    async with front(held, http) as (backend, port), connect(port) as client:
+        await client.send(get())
+        await until(lambda: backend.balancer.in_flight == 1)
+        drained = asyncio.ensure_future(backend.balancer.drain(backend.url))
+        await asyncio.sleep(0.02)
+        backend.balancer.add_backend(backend.url)
+        async with asyncio.timeout(1):
+            assert not await drained
+        go.set()
+        assert (await client.message()).status == 200
+
+
 async def test_backends_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_LOAD_BALANCER_BACKENDS", "http://a:1, http://b:2")
     assert [endpoint.name for endpoint in LoadBalancer().endpoints] == ["http://a:1", "http://b:2"]
