@@ -68,12 +68,12 @@ def refusal(demands: Sequence[Demand], waits: Sequence[int], standings: tuple[St
     """The refusal of demands that would have to wait so many microseconds each (policy.NEVER: for ever)."""
     refusing = [(demand, wait) for demand, wait in zip(demands, waits, strict=True) if demand.role != STRIKE and wait]
     bans = [(demand, wait) for demand, wait in refusing if demand.role == GUARD]
-    refusing = bans or refusing
     reason = "ban" if bans else "quota"
+    # A ban may end before there is room again.
     retry_after: float | None = max(wait for _, wait in refusing) / SECOND
     if any(wait == NEVER for _, wait in refusing):
-        reason, retry_after = "cost", None
-    return Decision(False, standings, retry_after, tuple(demand.quota.name for demand, _ in refusing), reason)
+        reason, retry_after = reason if bans else "cost", None
+    return Decision(False, standings, retry_after, tuple(demand.quota.name for demand, _ in bans or refusing), reason)
 
 
 @dataclass(slots=True)

@@ -306,6 +306,15 @@ async def test_a_ban_does_not_grow_while_it_lasts() -> None:
     assert max(waits) - min(waits) <= 1
 
 
+async def test_a_ban_that_ends_before_the_window_does_not_promise_what_the_window_refuses() -> None:
+    layer = limited(Rule("1/minute", ban=Ban(after=1, seconds=5)), rng=lambda: 0.0)
+    await request(layer)
+    for response in (await request(layer), await request(layer)):
+        assert response.json()["violated-policies"] == ["rule-1-ban"]
+        ((_, reset),) = limits_of(response).values()
+        assert int(response.header("retry-after") or 0) >= reset >= 59
+
+
 async def test_messages_may_wait_instead_of_ending_the_connection() -> None:
     layer = limited(Rule({"requests": 20, "window": 1, "burst": 1}, on="message", max_delay=0.5))
     async with WebSocket(layer, websocket_scope()) as socket:
