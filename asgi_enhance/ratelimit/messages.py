@@ -14,7 +14,7 @@ class LimitedMessages:
     what it sends until then is dropped, since a server takes nothing after a close.
     """
 
-    __slots__ = ("_close_code", "_closed", "_delays", "_limiter", "_receive", "_send", "_wanted", "_watched")
+    __slots__ = ("_close_code", "_closed", "_delays", "_held", "_limiter", "_receive", "_send", "_wanted", "_watched")
 
     def __init__(
         self,
@@ -34,17 +34,21 @@ class LimitedMessages:
         self._receive = receive
         self._send = send
         self._closed = False
+        self._held: Message | None = None  # received, and not decided yet
 
     async def receive(self) -> Message:
         while True:
-            message = await self._receive()
+            message = self._held or await self._receive()
             if message["type"] != "websocket.receive":
                 return message
             if self._closed:
                 continue
-            if not self._wanted or (await self._limiter.acquire(self._wanted, delays=self._delays)).allowed:
-                if self._watched:
-                    await self._limiter.watch(self._watched)
+            self._held = message  # an app that gives up waiting for it finds it here
+            allowed = not self._wanted or (await self._limiter.acquire(self._wanted, delays=self._delays)).allowed
+            if allowed and self._watched:
+                await self._limiter.watch(self._watched)
+            self._held = None
+            if allowed:
                 return message
             self._closed = True
             await self._send({"type": "websocket.close", "code": self._close_code, "reason": "too many messages"})

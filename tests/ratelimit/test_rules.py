@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.ratelimit import Ban, RateLimiter, RateLimitMiddleware, Rule
-from asgi_enhance.ratelimit.policy import MAX_LIMIT
+from asgi_enhance.ratelimit.policy import MAX_LIMIT, Quota
 from asgi_enhance.testing.driver import Driver, Response, WebSocket, http_scope, request, websocket_scope
 from tests.ratelimit.apps import answers, hello, limits_of
 
@@ -323,6 +324,42 @@ async def test_messages_may_wait_instead_of_ending_the_connection() -> None:
             socket.send_text(str(i))
         assert [await socket.receive_text() for _ in range(3)] == ["0", "1", "2"]
         socket.leave()
+
+
+async def test_a_message_is_not_lost_when_the_app_gives_up_waiting_for_its_decision() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            try:
+                async with asyncio.timeout(0.02):
+                    message = await receive()
+            except TimeoutError:
+                continue
+            if message["type"] == "websocket.disconnect":
+                return
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    layer = limited(Rule({"requests": 20, "window": 4, "burst": 1}, on="message", max_delay=5), app=app)
+    async with WebSocket(layer, websocket_scope()) as socket:
+        await socket.accepted()
+        socket.send_text("1")
+        socket.send_text("2")
+        assert [await socket.receive_text() for _ in range(2)] == ["1", "2"]
+        socket.leave()
+
+
+async def test_rules_whose_quotas_would_share_a_count_are_a_config_error() -> None:
+    twice = Quota(5, 60_000_000, name="mine")
+    with pytest.raises(ConfigError, match="differ in name or window"):
+        RateLimitMiddleware(hello, [Rule(twice, path="/a"), Rule(twice, path="/b")])
+
+
+async def test_quotas_of_a_rule_and_of_the_default_do_not_share_a_count() -> None:
+    layer = limited(Rule(Quota(1, 60_000_000), name="login", path="/login"), default=Quota(9, 60_000_000))
+    await request(layer, "/other")
+    left = {name: room for name, (room, _) in limits_of(await request(layer, "/login")).items()}
+    assert left == {"login": 0, "default": 7}
 
 
 async def test_a_shadow_rule_about_messages_closes_nothing() -> None:
