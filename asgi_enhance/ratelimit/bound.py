@@ -101,6 +101,9 @@ def bind(
     names = [rule.name for rule in bound]
     if len(set(names)) < len(names):
         raise ConfigError(f"rules: names must differ, not {names}")
+    slots = [demand.quota.slot for rule in bound if rule.demands is not None for demand in rule.demands("")]
+    if len(set(slots)) < len(slots):
+        raise ConfigError(f"rules: their quotas must differ in name or window, not {slots}")
     return tuple(bound)
 
 

@@ -9,11 +9,12 @@ weeks, and `s` `sec` `m` `min` `h` `hr` `d` `w`.
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from asgi_enhance.errors import ConfigError
-from asgi_enhance.ratelimit.policy import SECOND, Quota
+from asgi_enhance.ratelimit.policy import SECOND, UNNAMED, Quota
 
 Limits = str | Quota | Mapping[str, Any] | tuple[Quota, ...]
 """Limits as a user may write them: notation, `{"requests": 100, "window": 60, "burst": 20}`, or quotas."""
@@ -40,12 +41,24 @@ def quotas(limits: Limits, name: str = "default") -> tuple[Quota, ...]:
     if isinstance(limits, str):
         return parse(limits, name)
     if isinstance(limits, Quota):
-        return (limits,)
+        return _called((limits,), name)
     if isinstance(limits, Mapping):
         return (_from_mapping(limits, name),)
     if isinstance(limits, tuple) and limits and all(isinstance(quota, Quota) for quota in limits):
-        return limits
+        return _called(limits, name)
     raise ConfigError(f"limits must be a rate such as '100/minute', a mapping or quotas, not {limits!r}")
+
+
+@lru_cache(maxsize=1024)
+def _called(given: tuple[Quota, ...], name: str) -> tuple[Quota, ...]:
+    """Quotas without a name of their own get one as rates do: else those of two rules would share a count."""
+    found = tuple(
+        quota if quota.name != UNNAMED else replace(quota, name=name if len(given) == 1 else f"{name}-{quota.seconds}s")
+        for quota in given
+    )
+    if len({quota.name for quota in found}) < len(found):
+        raise ConfigError(f"limits {given!r}: two quotas have the same name")
+    return found
 
 
 @lru_cache(maxsize=1024)
@@ -83,4 +96,7 @@ def _from_mapping(limits: Mapping[str, Any], name: str) -> Quota:
     window = limits["window"]
     if isinstance(window, bool) or not isinstance(window, int | float) or not math.isfinite(window):
         raise ConfigError(f"window must be a number of seconds, not {window!r}")
-    return Quota(limits["requests"], round(window * SECOND), limits.get("burst") or 0, name)
+    burst = limits.get("burst")
+    if burst == 0:
+        raise ConfigError("burst must be at least 1, not 0; None: no burst")
+    return Quota(limits["requests"], round(window * SECOND), burst or 0, name)

@@ -35,6 +35,9 @@ NEVER = -1
 MAX_LIMIT = 2**31 - 1
 MAX_WINDOW = 10 * 366 * 86_400 * SECOND
 
+UNNAMED = "default"
+"""The name of a quota that was not given one; also what all rules and types without a name are called."""
+
 ROUNDING = 1e-6
 """Units by which a drained level may miss a whole number: floats forget that much at the largest limits."""
 
@@ -46,13 +49,14 @@ class Quota:
     limit:  units admitted in any window.
     window: microseconds.
     burst:  units admitted at once; default: `limit`, which leaves only the window.
-    name:   what the header fields call it, and part of the name its state is kept under.
+    name:   what the header fields call it, and part of the name its state is kept under; default: what the rule or the
+            endpoint type is called that it is given to.
     """
 
     limit: int
     window: int
     burst: int = 0
-    name: str = "default"
+    name: str = UNNAMED
     width: int = field(init=False, repr=False)
     drain: float = field(init=False, repr=False)
     bursty: bool = field(init=False, repr=False)

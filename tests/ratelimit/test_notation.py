@@ -12,8 +12,24 @@ def test_a_rate_with_a_burst() -> None:
     assert quotas("100/minute burst 20", "api") == (Quota(100, 60 * SECOND, 20, "api"),)
 
 
+def test_a_burst_of_nothing_is_a_config_error_in_a_mapping_too() -> None:
+    with pytest.raises(ConfigError, match="burst"):
+        quotas({"requests": 10, "window": 60, "burst": 0})
+
+
 def test_without_a_burst_the_limit_may_come_at_once() -> None:
     assert quotas("100/minute")[0].burst == 100
+
+
+def test_quotas_without_a_name_have_that_of_the_rule_they_are_given_to() -> None:
+    assert [quota.name for quota in quotas(Quota(1, SECOND), "api")] == ["api"]
+    assert [quota.name for quota in quotas((Quota(1, SECOND), Quota(9, 60 * SECOND)), "api")] == ["api-1s", "api-60s"]
+    assert [quota.name for quota in quotas(Quota(1, SECOND, name="own"), "api")] == ["own"]
+
+
+def test_two_quotas_of_the_same_name_are_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="the same name"):
+        quotas((Quota(1, SECOND), Quota(9, SECOND)))
 
 
 def test_several_rates_are_told_apart_by_their_windows() -> None:
