@@ -7,6 +7,7 @@ requests in flight and everything that was learnt about it.
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Literal, TypedDict
 
 from starlette.requests import Request
@@ -342,16 +343,20 @@ class LoadBalancer(Resource[Runtime]):
         return Http1Upstream(backend, tasks, timeouts=timeouts, limits=limits, rewrite_host=rewrite)
 
     async def _start(self) -> Runtime:
-        runtime = Runtime(self._upstream)
-        if self.redis is not None:
-            await self.redis.__aenter__()
-        await self._members.start(runtime)
+        async with AsyncExitStack() as stack:
+            if self.redis is not None:
+                await stack.enter_async_context(self.redis)
+            runtime = Runtime(self._upstream)
+            stack.push_async_callback(runtime.aclose)
+            await self._members.start(runtime)
+            stack.pop_all()  # `_stop` closes and leaves
         return runtime
 
     async def _stop(self, value: Runtime) -> None:
-        await value.aclose()
-        if self.redis is not None:
-            await self.redis.__aexit__(None, None, None)
+        async with AsyncExitStack() as stack:
+            if self.redis is not None:
+                stack.push_async_exit(self.redis)
+            await value.aclose()
 
 
 def _policy(algorithm: Algorithm, slow_start: SlowStart, bound: float) -> Policy:

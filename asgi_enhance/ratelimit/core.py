@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -294,8 +294,21 @@ class RateLimiter(Resource[Any]):
     async def _start(self) -> Any:
         if self._at_once:
             return self._memory
-        if self._manager is not None:
-            await self._manager.__aenter__()
+        async with AsyncExitStack() as stack:
+            if self._manager is not None:
+                await stack.enter_async_context(self._manager)
+            store = self._store()
+            stack.pop_all()  # `_stop` leaves
+        return store
+
+    async def _stop(self, store: Any) -> None:
+        async with AsyncExitStack() as stack:
+            if self._manager is not None:
+                stack.push_async_exit(self._manager)
+            if not self._at_once:
+                await store.aclose()
+
+    def _store(self) -> Any:
         if self.strategy != STRATEGIES[0]:
             from asgi_enhance.ratelimit.strategies import StrategyStore
 
@@ -304,9 +317,3 @@ class RateLimiter(Resource[Any]):
 
         assert self._manager is not None
         return RedisStore(self._manager, self.stats, on_granted=self._remember, **self._options)
-
-    async def _stop(self, store: Any) -> None:
-        if not self._at_once:
-            await store.aclose()
-        if self._manager is not None:
-            await self._manager.__aexit__(None, None, None)

@@ -30,6 +30,26 @@ async def test_a_backend_registered_at_one_gateway_serves_at_all_of_them_at_once
             await until(lambda: names(two) == [])
 
 
+async def test_a_gateway_cancelled_while_it_starts_leaves_its_redis_and_no_task(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolving = asyncio.Event()
+
+    async def resolve(*_: object, **__: object) -> None:
+        resolving.set()
+        await asyncio.Event().wait()
+
+    redis = RedisManager(redis_url)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    starting = asyncio.create_task(LoadBalancer("dns+http://backends.invalid:80", redis=redis).__aenter__())
+    await resolving.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert redis.opened() is None
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("balance")] == []
+
+
 async def test_without_a_hint_the_poll_finds_the_change(redis: RedisManager) -> None:
     async with LoadBalancer([], redis=redis, poll=0.05) as balancer:
         keys = [redis.key("balance", "{default}", part) for part in ("backends", "version")]

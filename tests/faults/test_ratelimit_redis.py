@@ -1,11 +1,13 @@
 """The limiter while Redis is away, slow, restarted or confused."""
 
 import asyncio
+import sys
 import time
 
 import pytest
 
 from asgi_enhance.ratelimit import Ban, RateLimiter, RateLimitMiddleware, Rule
+from asgi_enhance.ratelimit.shared import RedisStore
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import request
 from asgi_enhance.testing.servers import RedisServer
@@ -159,3 +161,28 @@ async def test_a_charge_and_a_refund_without_redis_stay_here() -> None:
         assert await limiter.get_remaining_requests("a") == 1
         await limiter.refund(ask, decision)
         assert await limiter.get_remaining_requests("a") == 5
+
+
+async def test_a_limiter_that_fails_to_start_leaves_its_redis(
+    private_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = RedisManager(private_redis.url)
+    monkeypatch.setitem(sys.modules, "asgi_enhance.ratelimit.strategies", None)  # as if `limits` were not there
+    with pytest.raises(ImportError):
+        await RateLimiter("5/minute", redis=redis, strategy="fixed-window").connect()
+    assert redis.opened() is None
+
+
+async def test_a_limiter_that_fails_to_stop_leaves_its_redis(
+    private_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(store: RedisStore) -> None:
+        raise OSError("no")
+
+    redis = RedisManager(private_redis.url)
+    limiter = RateLimiter("5/minute", redis=redis)
+    await limiter.connect()
+    monkeypatch.setattr(RedisStore, "aclose", fails)
+    with pytest.raises(OSError, match="no"):
+        await limiter.disconnect()
+    assert redis.opened() is None
