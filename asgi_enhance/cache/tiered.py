@@ -90,11 +90,11 @@ class TieredCache(RedisCache):
     def peek(self, request: Request) -> Entry | None:
         return self.near.peek(request) if self.is_current else None
 
-    async def lookup(self, request: Request) -> Entry | None:
+    async def _find(self, request: Request) -> Entry | None:
         name = self._key(digest(request.key))
         self._begin(name)
         try:
-            entry = await super().lookup(request)
+            entry = await super()._find(request)
         finally:
             untouched = self._end(name)
         if entry is not None and untouched and self.near.put(request, entry):
@@ -103,13 +103,17 @@ class TieredCache(RedisCache):
 
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         # The copy is made by the first hit: the word that the key has changed comes back to the writer as well
-        self.near.forget(request.key)
-        return await super()._put(request, entry, fetch)
+        try:
+            return await super()._put(request, entry, fetch)
+        finally:
+            self._outdate(self._key(digest(request.key)), request.key)
 
     async def _drop_keys(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            self.near.forget(key)
-        await super()._drop_keys(keys)
+        try:
+            await super()._drop_keys(keys)
+        finally:
+            for key in keys:
+                self._outdate(self._key(digest(key)), key)
 
     async def _value(self, key: str) -> Value | None:
         if self.is_current and (copy := self.near.peek_value(key)) is not None:
@@ -126,13 +130,17 @@ class TieredCache(RedisCache):
         return value
 
     async def _write(self, key: str, value: Value) -> None:
-        self.near.forget(key)
-        await super()._write(key, value)
+        try:
+            await super()._write(key, value)
+        finally:
+            self._outdate(self._value_key(key), key)
 
     async def _erase(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self.near.forget(key)
-        await super()._erase(keys)
+        try:
+            await super()._erase(keys)
+        finally:
+            for key in keys:
+                self._outdate(self._value_key(key), key)
 
     # -- what Redis says ------------------------------------------------------------------------------------------
 
@@ -154,6 +162,12 @@ class TieredCache(RedisCache):
         self._copied[name] = key
         if len(self._copied) > SLACK * max(self.near.stats.entries, 1000):
             self._copied = {name: key for name, key in self._copied.items() if self.near.holds(key)}
+
+    def _outdate(self, name: str, key: Key | str) -> None:
+        """Whoever wrote does not wait for Redis' word: not even what was read while it was written is believed."""
+        if name in self._reading:
+            self._changed.add(name)
+        self.near.forget(key)
 
     def _on_change(self, name: bytes | None) -> None:
         if name is None:

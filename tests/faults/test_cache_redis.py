@@ -95,6 +95,28 @@ async def test_memory_in_front_is_not_believed_while_redis_cannot_be_heard(priva
         await until(lambda: cache.is_tracking, 10)
 
 
+async def test_whoever_writes_reads_what_he_has_written(redis: RedisManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if somebody has read the old one in between, and Redis' word that it has changed is slow."""
+    async with TieredCache(redis) as cache:
+        await until(lambda: cache.is_current or cache.is_tracking)
+        await cache.set("key", "old")
+        execute = redis.execute
+
+        async def read_before(*command: Any, **options: Any) -> Any:
+            if command[0] in ("SET", "UNLINK"):
+                assert await cache.get("key") in ("old", "new")
+            return await execute(*command, **options)
+
+        monkeypatch.setattr(redis, "execute", read_before)
+        monkeypatch.setattr(cache, "_on_change", lambda name: None)
+        assert cache._tracking is not None
+        monkeypatch.setattr(cache._tracking, "_on_change", lambda name: None)
+        await cache.set("key", "new")
+        assert await cache.get("key") == "new"
+        await cache.delete("key")
+        assert await cache.get("key") is None
+
+
 async def test_what_one_process_writes_another_forgets(redis_url: str, redis: RedisManager) -> None:
     one: Cache[Any] = RedisCache(redis)
     origin = Origin(Answer(FRESH, body=b"old"), Answer(), Answer(FRESH, body=b"new"))
@@ -108,6 +130,16 @@ async def test_what_one_process_writes_another_forgets(redis_url: str, redis: Re
         await request(here, "/", method="POST")
         await until(lambda: other.stats.entries == 0)
         assert (await request(there, "/")).body == b"new"
+
+        search = 'No-Vary-Search: params=("utm")'
+        origin.answers = [Answer(FRESH, search, body=b"1"), Answer(), Answer(FRESH, search, body=b"2")]
+        origin.asked.clear()
+        await request(here, "/s?utm=1&a")
+        assert (await request(there, "/s?utm=2&a")).body == b"1"
+        await until(lambda: other.stats.entries == 1)
+        await request(here, "/s?utm=3&a", method="POST")
+        await until(lambda: other.stats.entries == 0)
+        assert (await request(there, "/s?utm=2&a")).body == b"2"
 
         await one.set("key", "old")
         assert await other.get("key") == "old"
