@@ -12,7 +12,10 @@ from collections.abc import Hashable
 from importlib.resources import files
 from typing import Final
 
+from redis.exceptions import RedisError
+
 from asgi_enhance.cache.core import Claim
+from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 
 POLL: Final = 0.1
@@ -37,7 +40,12 @@ class Leases:
         waiting = self._waiting.setdefault(lease, set())
         waiting.add(heard)  # before the lease is tried, so that no word is missed
         try:
-            holder = await self._manager.execute("SET", lease, token, "NX", "GET", "PX", self._milliseconds)
+            try:
+                holder = await self._manager.execute("SET", lease, token, "NX", "GET", "PX", self._milliseconds)
+            except asyncio.CancelledError:
+                with contextlib.suppress(RedisUnavailable, RedisError):  # it may have been granted on the way
+                    await self._release(keys=[lease], args=[token, 0, self.channel])
+                raise
             if holder is None:
                 self._held[name] = token
                 return Claim.GRANTED

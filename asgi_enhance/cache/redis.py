@@ -216,7 +216,7 @@ class RedisCache(Cache[RedisRunning]):
         return f"{self._key(name)}:{self._field(request, varies[0])}"
 
     def value_name(self, key: str) -> str:
-        return self._value_key(key)
+        return self.manager.key("cache", "computed", key)  # its lease must not be some other value's key
 
     def epoch(self) -> int:
         return self.purges.number
@@ -237,6 +237,9 @@ class RedisCache(Cache[RedisRunning]):
             # Whether its URL is written to meanwhile cannot be known, so it will not be kept
             self.stats.store_errors += 1
             fetch.void = True
+        except BaseException:
+            self.fetched(fetch)
+            raise
         return fetch
 
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:

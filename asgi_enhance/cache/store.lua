@@ -2,7 +2,7 @@
 --
 -- KEYS[1] the variants of the URL, a hash: "o" the fields in the order they were stored, "s" the Varys in use (the
 --         latest first), and one field a variant
--- KEYS[2] the URL's fence: how often it was written to lately
+-- KEYS[2] the URL's fence: when it was written to, if lately
 -- ARGV    1 the fence as it was  2 the field  3 the frame  4 its time to live in ms  5 its Vary  6 variants at most
 if (redis.call('GET', KEYS[2]) or '0') ~= ARGV[1] then
   return 0

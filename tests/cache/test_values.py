@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from asgi_enhance.cache import Cache, CacheMiddleware, MemoryCache, RedisCache, TieredCache, cached, generate_cache_key
+from asgi_enhance.cache.core import Claim
 from asgi_enhance.errors import CacheError, ConfigError
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import http_scope, request
@@ -116,6 +117,37 @@ async def test_whoever_computes_and_is_cancelled_is_replaced(any_cache: Cache[An
     await until(lambda: calls == 2)
     gate.set()
     assert await second == 2
+
+
+async def test_no_lease_is_taken_for_a_value_and_no_value_for_a_lease(redis: RedisManager) -> None:
+    async with RedisCache(redis) as cache:
+        await cache.set("key:lease", "value")
+        assert await cache.claim(cache.value_name("key"), 0.0) is Claim.GRANTED
+        assert await cache.get_or_compute("other", lambda: cache.get("other:lease")) is None
+        assert cache.stats.corrupt == 0
+
+
+async def test_a_claim_that_is_cancelled_holds_nobody_up(redis: RedisManager) -> None:
+    async with RedisCache(redis) as cache:
+        for turns in range(6):
+            task = asyncio.create_task(cache.claim(f"name{turns}", 0.0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            if task.cancelled():
+                assert await cache.claim(f"name{turns}", 0.0) is Claim.GRANTED
+
+
+async def test_a_request_that_is_cancelled_leaves_nothing_behind(any_cache: Cache[Any]) -> None:
+    layer = CacheMiddleware(Origin(Answer("Cache-Control: max-age=60")), cache=any_cache, collapse=False)
+    for turns in range(40):
+        task = asyncio.create_task(request(layer, f"/{turns}"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    assert any_cache._fetches == {}
 
 
 @pytest.mark.parametrize("what", [{"tags": ["news"]}, {"everything": True}])
