@@ -23,7 +23,8 @@ class Browser:
         if path is None:
             raise RuntimeError(f"{program} is not installed: apt-get install chromium")
         self._program = path
-        self._home = tempfile.TemporaryDirectory()
+        # processes of its own may still write while the home is cleared away
+        self._home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._numbers = count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: ClientConnection | None = None
