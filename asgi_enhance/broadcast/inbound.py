@@ -244,7 +244,11 @@ class Inbound:
             if answer is not None:
                 body = encode(answer)
                 self._reply(connection, Frame(asgi_message(connection.encoding, body), len(body)))
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            assert task is not None
+            if isinstance(error, asyncio.CancelledError) and task.cancelling():
+                raise  # it is this task that is cancelled, not something that the handler has awaited
             self._shared.stats.handler_errors += 1
             logger.exception("the handler of a message of client %r failed", connection.client_id)
             self._reject(connection, "failed", "the message could not be handled", ref)

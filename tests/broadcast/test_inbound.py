@@ -86,6 +86,22 @@ async def test_a_handler_that_fails_is_answered_logged_and_not_the_end(
     assert router.processor.stats.handler_errors == 1
 
 
+async def test_a_handler_that_awaits_something_cancelled_has_failed_and_the_next_ones_run() -> None:
+    async def wait(client_id: str, message: dict[str, Any]) -> None:
+        cancelled = asyncio.get_running_loop().create_future()
+        cancelled.cancel()
+        await cancelled
+
+    async with RealTimeStreamProcessor(limits=Limits(inbox_messages=1)) as processor:
+        processor.register_processor("wait", wait)
+        async with client(BroadcastRouter(processor=processor)) as ann:
+            for n in range(3):
+                ann.send_json({"type": "wait", "ref": n})
+            for n in range(3):
+                error = await ann.receive_json()
+                assert (error["code"], error["ref"]) == ("failed", n)
+
+
 async def test_a_handler_that_takes_too_long_is_cancelled_and_pings_are_answered_meanwhile(
     router: BroadcastRouter,
 ) -> None:
