@@ -116,17 +116,18 @@ class Connection:
             self._queue(frame, bounded)
             return
         self._busy = True  # a `send` that publishes in its turn must not overtake itself
-        sending: Any = self._send(frame.message)
+        sending: Any = None
         try:
+            sending = self._send(frame.message)
             waits_for = sending.send(None)
         except StopIteration:
             if self._outbox is None:
                 self._busy = False
             else:
                 self._write_later(None)
-        except Exception as error:
-            if hasattr(sending, "send"):
-                self._broken(error)
+        except (Exception, asyncio.CancelledError):  # the publisher is not cancelled in here: nothing waits
+            if sending is None or hasattr(sending, "send"):
+                self._broken()
             else:  # a server whose `send` begins by itself and gives a future
                 self._write_later(_finish(sending))
         else:
@@ -201,8 +202,9 @@ class Connection:
             while (frame := self._next()) is not None:
                 self._stuck_since = self._shared.loop.time()
                 await self._send(frame.message)
-        except Exception as error:
-            self._broken(error)
+        except (Exception, asyncio.CancelledError):
+            if not self._released:
+                self._broken()
         else:
             self._outbox = None
             self._busy = False
@@ -225,7 +227,7 @@ class Connection:
             self._shared.stats.outbox_bytes -= self._outbox.size
             self._outbox = None
 
-    def _broken(self, error: Exception) -> None:
+    def _broken(self) -> None:
         """The client is gone, and `send` noticed before `receive` did."""
         self._shared.stats.send_errors += 1
         self.release()

@@ -1,11 +1,15 @@
 """Sockets that the user's own framework has accepted."""
 
+import asyncio
+from collections.abc import Awaitable
+
+import pytest
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket as StarletteWebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from asgi_enhance.asgi.types import Receive, Scope, Send
+from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.broadcast import RealTimeStreamProcessor
 from asgi_enhance.testing.driver import WebSocket, websocket_scope
 from tests.broadcast.helpers import until
@@ -74,3 +78,49 @@ async def test_who_reads_the_socket_himself_removes_it_himself() -> None:
         ann.leave()
         await ann.ended()
         assert processor.stats.connections == 0
+
+
+async def nothing() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def raises(message: Message) -> None:
+    raise OSError
+
+
+def raises_at_once(message: Message) -> Awaitable[None]:
+    raise OSError
+
+
+async def awaits_something_cancelled(message: Message) -> None:
+    cancelled = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    await cancelled
+
+
+async def awaits_something_that_is_cancelled(message: Message) -> None:
+    waiting = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(waiting.cancel)
+    await waiting
+
+
+@pytest.mark.parametrize(
+    "send", [raises, raises_at_once, awaits_something_cancelled, awaits_something_that_is_cancelled]
+)
+async def test_a_send_that_fails_ends_its_own_connection_only(send: Send) -> None:
+    got: list[str] = []
+
+    async def write(message: Message) -> None:
+        got.append(message["text"])
+
+    async with RealTimeStreamProcessor() as processor:
+        serving = asyncio.create_task(processor.add_connection("ann", (nothing, send), ["g"]))
+        await until(lambda: processor.stats.connections == 1)
+        await processor.add_connection("bob", (nothing, write), ["g"], listen=False)
+        await processor.broadcast_to_group("g", 1)
+        await processor.broadcast_all(2)
+        await asyncio.wait_for(serving, 5)
+        assert got == ["1", "2"]
+        assert processor.stats.connections == 1
+        await processor.remove_connection("bob")
