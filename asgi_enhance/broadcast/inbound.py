@@ -141,6 +141,8 @@ class Inbound:
                 raise Rejected("bad-json", "the message is not JSON") from None
             if not isinstance(request, dict) or not isinstance(request.get("type"), str):
                 raise Rejected("bad-message", "a message is a JSON object with a string as its 'type'")
+            if not isinstance(request.get("ref"), str | int | float | None):
+                raise Rejected("bad-message", "a 'ref' is a string or a number")
             ref = request.get("ref")
             known = self._control.get(request["type"])
             if known is not None:

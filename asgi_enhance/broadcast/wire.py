@@ -21,9 +21,9 @@ From the server:
     {"type": "pong"}
     {"type": "error", "code": CODE, "detail": TEXT}         never the end of the connection
 
-A reply repeats the "ref" of the request it answers, if there was one. An ID is `epoch:offset`. As an event stream each
-frame is the `data` of one event, and the event's `id` is a cursor over all groups with a history:
-`group=epoch:offset&group=epoch:offset`, percent-encoded as a query string.
+A reply repeats the "ref" of the request it answers, a string or a number, if there was one. An ID is `epoch:offset`.
+As an event stream each frame is the `data` of one event, and the event's `id` is a cursor over all groups with a
+history: `group=epoch:offset&group=epoch:offset`, percent-encoded as a query string.
 """
 
 from collections.abc import Iterable, Mapping

@@ -121,6 +121,7 @@ async def test_a_handler_that_takes_too_long_is_cancelled_and_pings_are_answered
         ("[1]", "bad-message"),
         ('{"type": 7}', "bad-message"),
         ('{"type": "nobody"}', "unknown-type"),
+        ('{"type": "ping", "ref": [1]}', "bad-message"),
         ('{"type": "join"}', "bad-message"),
         ('{"type": "join", "group": ""}', "bad-message"),
         ('{"type": "publish", "group": "g", "data": 1}', "forbidden"),
