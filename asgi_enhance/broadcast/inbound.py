@@ -186,8 +186,8 @@ class Inbound:
         group = await self._permitted(connection, request, "publish")
         key = request.get("key")
         if key is not None:
-            # the key is the client's own: another client's equal key is another message
-            key = f"{connection.client_id}/{checked_name(key, 'key')}"
+            # The key is the client's own: another's equal key is another message. No name has a NUL in it.
+            key = f"{connection.client_id}\0{checked_name(key, 'key')}"
         position = await self._requests.publish(group, encode(request.get("data")), None, key)
         frame = control(connection.encoding, "published", group=group, id=position, ref=request.get("ref"))
         self._reply(connection, frame)

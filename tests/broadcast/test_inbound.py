@@ -240,6 +240,19 @@ async def test_clients_publish_where_authorize_lets_them_and_each_has_his_own_ke
     assert ("bob", "g", "publish") in asked
 
 
+async def test_no_name_makes_the_key_of_one_client_that_of_another() -> None:
+    async with RealTimeStreamProcessor(history={"g": History()}, authorize=lambda *asked: True) as processor:
+        router = BroadcastRouter(
+            processor=processor, path="/ws", sse_path=None, authenticate=lambda scope: scope["query_string"].decode()
+        )
+        async with client(router, "/ws?a") as one, client(router, "/ws?a/b") as other:
+            one.send_json({"type": "publish", "group": "g", "data": 1, "key": "b/c"})
+            await one.receive_json()
+            other.send_json({"type": "publish", "group": "g", "data": 2, "key": "c"})
+            await other.receive_json()
+        assert await processor.history("g") == [1, 2]
+
+
 async def test_a_client_asks_who_is_there(router: BroadcastRouter) -> None:
     async with client(router, "/ws/ann?group=g") as ann, client(router, "/ws/bob?group=g"):
         ann.send_json({"type": "presence", "group": "g"})
