@@ -29,7 +29,13 @@ class Position(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Position | None":
         epoch, _, offset = text.rpartition(":")
-        if not epoch or len(epoch) > 32 or not (offset.isascii() and offset.isdigit()) or len(offset) > 18:
+        # a client's position is written into event streams: no line end may come with it
+        if (
+            len(epoch) > 32
+            or not (epoch.isascii() and epoch.isalnum())
+            or not (offset.isascii() and offset.isdigit())
+            or len(offset) > 18
+        ):
             return None
         return cls(epoch, int(offset))
 

@@ -119,13 +119,12 @@ def cursor_text(positions: Mapping[str, Position]) -> str:
 
 
 def cursor_positions(text: str, limit: int) -> dict[str, Position]:
-    """The positions a returning client names; what cannot be read is left out, and that group begins anew."""
+    """The positions a returning client names; one that cannot be read is one that cannot be continued."""
     try:
         pairs: Iterable[tuple[str, str]] = parse_qsl(text, max_num_fields=limit)
     except ValueError:
         return {}
-    found = ((group, Position.parse(position)) for group, position in pairs)
-    return {group: position for group, position in found if position is not None}
+    return {group: Position.parse(position) or Position("", 0) for group, position in pairs}
 
 
 def pack(data: bytes, key: str | None) -> bytes:

@@ -120,6 +120,15 @@ async def test_a_second_history_joined_later_is_in_the_cursor(router: BroadcastR
         assert ":2&hall=" in cursor
 
 
+@pytest.mark.parametrize("place", ["x%0A%0Adata: forged%0A%0A:1", "nonsense"])
+async def test_a_place_that_cannot_be_read_is_a_reset_and_never_echoed(router: BroadcastRouter, place: str) -> None:
+    async with stream(router, "group=room&group=hall", f"hall={place}") as ann:
+        await ann.opened()
+        for type, group in (("joined", "room"), ("reset", "hall"), ("joined", "hall")):
+            _, data = await ann.event()
+            assert data.startswith(f'{{"type":"{type}","group":"{group}"')
+
+
 async def test_a_lost_place_is_a_reset(router: BroadcastRouter) -> None:
     async with stream(router, "group=room", "room=gone:5") as ann:
         await ann.opened()

@@ -85,8 +85,22 @@ def test_the_next_message_is_the_next_offset_of_the_same_epoch() -> None:
 
 
 def test_positions_are_written_and_read_back() -> None:
-    assert Position.parse(str(Position("ab:c", 12))) == Position("ab:c", 12)
-    for text in ("", "12", ":12", "e:", "e:-1", "e:1.0", "e:x", "e:٣", "e:" + "9" * 19, "e" * 33 + ":1"):
+    assert Position.parse(str(Position("abc", 12))) == Position("abc", 12)
+    for text in (
+        "",
+        "12",
+        ":12",
+        "e:",
+        "e:-1",
+        "e:1.0",
+        "e:x",
+        "e:٣",
+        "e:" + "9" * 19,
+        "e" * 33 + ":1",
+        "e:f:1",
+        "e\n:1",
+        "é:1",
+    ):
         assert Position.parse(text) is None, text
 
 
