@@ -148,14 +148,14 @@ class RealTimeStreamProcessor(Resource[Node]):
         """
         node = await self.started()
         self.stats.published += 1
-        return await node.transport.direct(checked_name(client_id, "client_id"), encode(message), _checked_key(key))
+        return await node.transport.direct(checked_name(client_id, "client_id"), _encoded(message), _checked_key(key))
 
     async def broadcast_to_group(
         self, group: str, message: Any, *, key: str | None = None, idempotency_key: str | None = None
     ) -> str | None:
         """Send a message to all members of a group, wherever they are.
 
-        message:         anything msgspec encodes as JSON; `msgspec.Raw` is sent as it is.
+        message:         anything msgspec encodes as JSON; `msgspec.Raw` is sent as it is, and must be JSON in UTF-8.
         key:             what the message is about, for outboxes that keep the latest per key.
         idempotency_key: a message with a key that the group's history knows is not published again.
 
@@ -165,14 +165,14 @@ class RealTimeStreamProcessor(Resource[Node]):
         """
         node = await self.started()
         return await node.publish(
-            checked_name(group, "group"), encode(message), _checked_key(key), _checked_key(idempotency_key)
+            checked_name(group, "group"), _encoded(message), _checked_key(key), _checked_key(idempotency_key)
         )
 
     async def broadcast_all(self, message: Any, *, key: str | None = None) -> None:
         """Send a message to every connection of every process, at most once."""
         node = await self.started()
         self.stats.published += 1
-        await node.transport.everyone(encode(message), _checked_key(key))
+        await node.transport.everyone(_encoded(message), _checked_key(key))
 
     def register_processor(self, type: str, handler: Handler, *, schema: Any = None) -> None:
         """Have inbound messages of a type handled by `handler(client_id, message)`, sync or async.
@@ -219,6 +219,13 @@ class RealTimeStreamProcessor(Resource[Node]):
 
     async def _stop(self, value: Node) -> None:
         await value.stop()
+
+
+def _encoded(message: Any) -> bytes:
+    """A message as JSON. What msgspec.Raw brought along must at least be text, or nobody here could be sent it."""
+    data = encode(message)
+    data.decode()
+    return data
 
 
 def _checked_key(key: str | None) -> str | None:

@@ -39,6 +39,8 @@ from asgi_enhance.broadcast.log import Position
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder().decode
 
+LINE_ENDS_AS_SPACES = bytes.maketrans(b"\r\n", b"  ")
+
 
 class Encoding(Enum):
     """How a connection takes its frames. Connections of the same encoding share the very same ASGI message."""
@@ -109,7 +111,9 @@ def control(encoding: Encoding, type: str, /, cursor: str | None = None, **membe
 def asgi_message(encoding: Encoding, body: bytes, cursor: str | None = None) -> Message:
     if encoding is Encoding.WEBSOCKET:
         return {"type": "websocket.send", "text": body.decode()}
-    # JSON has no raw line ends, so that one `data:` line holds it
+    body = body.translate(
+        LINE_ENDS_AS_SPACES
+    )  # between tokens, where JSON may have them: one `data:` line holds it all
     event = b"data: %b\n\n" % body if cursor is None else b"id: %b\ndata: %b\n\n" % (cursor.encode(), body)
     return {"type": "http.response.body", "body": event, "more_body": True}
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from asgi_enhance.broadcast import BroadcastRouter, History, RealTimeStreamProcessor
@@ -61,6 +62,14 @@ async def test_groups_are_the_same_over_both_transports(router: BroadcastRouter)
         assert await ann.event() == (None, '{"n":1}')
         assert await ann.event() == (None, '"direct"')
         assert await bob.receive_json() == {"n": 1}
+
+
+async def test_json_on_several_lines_is_one_event(router: BroadcastRouter) -> None:
+    async with stream(router, "group=plain") as ann:
+        await ann.opened()
+        await until(lambda: router.processor.stats.connections == 1)
+        await router.processor.broadcast_to_group("plain", msgspec.Raw(b'{\r\n"n":\n\n1}'))
+        assert await ann.event() == (None, '{  "n":  1}')
 
 
 async def test_a_stream_continues_after_its_last_event_id(router: BroadcastRouter) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from asgi_enhance.asgi.problem import Problem
@@ -102,3 +103,12 @@ async def test_authenticate_says_who_it_is(processor: RealTimeStreamProcessor) -
     async with client(router, "/live?token=1") as ann:
         assert await processor.send_to_client("ann", 1)
         assert await ann.receive_json() == 1
+
+
+async def test_what_is_no_text_is_refused_and_costs_nobody_anything(router: BroadcastRouter) -> None:
+    async with client(router, "/ws/ann?group=g") as ann:
+        await router.processor.broadcast_to_group("g", 1)
+        with pytest.raises(UnicodeDecodeError):
+            await router.processor.broadcast_to_group("g", msgspec.Raw(b'"\xff"'))
+        await router.processor.broadcast_to_group("g", 2)
+        assert [await ann.receive_json(), await ann.receive_json()] == [1, 2]
