@@ -186,7 +186,9 @@ class RedisStore:
         try:
             while lane.waiting:
                 deadline = lane.since + self._budget.seconds
-                group, lane.waiting = lane.waiting, []
+                group, lane.waiting = [future for future in lane.waiting if not future.done()], []
+                if not group:  # all have been cancelled; nobody else pays for them
+                    continue
                 try:
                     before = time.monotonic()
                     reply = await self._within(self._call("hit", demands, len(group)), deadline)

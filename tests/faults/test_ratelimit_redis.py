@@ -147,6 +147,17 @@ async def test_a_cancelled_caller_does_not_take_those_behind_him_along(redis: Re
         assert (await limiter.hit("b")).allowed
 
 
+async def test_who_was_cancelled_while_he_waited_has_used_nothing(redis: RedisManager) -> None:
+    async with RateLimiter("10/minute", redis=redis, budget=2.0) as limiter:
+        hits = [asyncio.ensure_future(limiter.hit("a")) for _ in range(9)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for hit in hits[2:]:
+            hit.cancel()
+        await asyncio.gather(*hits, return_exceptions=True)
+        assert await limiter.get_remaining_requests("a") == 8
+
+
 async def test_a_full_queue_is_a_failure_like_any_other(redis: RedisManager) -> None:
     async with RateLimiter("100/minute", max_waiting=3, on_error="closed", redis=redis, budget=2.0) as limiter:
         decisions = await asyncio.gather(*(limiter.hit("a") for _ in range(10)))
