@@ -1,13 +1,14 @@
 """Prometheus text and OpenMetrics, chosen by Accept and written in slices, so that the loop is never held for long.
 
-Our own series are written here; the user's go through prometheus_client's encoders, one family at a time, so that one
-that cannot be encoded spoils nothing but itself.
+Our own series are written here; the user's go through prometheus_client's encoders, in a thread, since a collector may
+take its time, and one family at a time, so that one that cannot be encoded spoils nothing but itself.
 
 - Accept is read with its q-values (RFC 9110 §12.5.1). A version that is not known is not offered, and never echoed.
 - OpenMetrics 1.0 carries exemplars; 2.0 carries native histograms, taken from the sketch, beside the classic buckets.
 - Nothing that fits means text 0.0.4: a scraper is better served with that than with 406.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -76,16 +77,9 @@ async def render(totals: Totals, registry: CollectorRegistry | None, form: Forma
     names: set[str] = set()
     async for text in slowly(_own_families(totals, form, names)):
         pieces.append(text.encode("utf-8", "replace"))
-    try:
-        async for family in slowly(registry.collect() if registry is not None else ()):
-            if family.name in names or f"{family.name}_total" in names:
-                continue  # two families of one name would cost the whole scrape
-            try:
-                pieces.append(_foreign(family, form))
-            except Exception:
-                failures += 1
-    except Exception:  # a collector of the user's has raised: what was registered after it is not reached
-        failures += 1
+    if registry is not None:
+        foreign, failures = await asyncio.to_thread(_foreign_families, registry, form, names)
+        pieces += foreign
     if form.open:
         pieces.append(b"# EOF\n")
     return pieces, failures
@@ -99,6 +93,23 @@ class _One:
 
     def collect(self) -> Iterator[Any]:
         yield self.family
+
+
+def _foreign_families(registry: CollectorRegistry, form: Format, names: set[str]) -> tuple[list[bytes], int]:
+    """The user's families, and how many failed; called in a thread, for nobody knows how long they take."""
+    pieces: list[bytes] = []
+    failures = 0
+    try:
+        for family in registry.collect():
+            if family.name in names or f"{family.name}_total" in names:
+                continue  # two families of one name would cost the whole scrape
+            try:
+                pieces.append(_foreign(family, form))
+            except Exception:
+                failures += 1
+    except Exception:  # a collector of the user's has raised: what was registered after it is not reached
+        failures += 1
+    return pieces, failures
 
 
 def _foreign(family: Any, form: Format) -> bytes:

@@ -1,6 +1,7 @@
 """The scrape: what is negotiated, that parsers accept it, and what is in it."""
 
 import asyncio
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import thread_time
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
@@ -242,6 +243,30 @@ async def test_a_collector_of_the_users_that_raises_costs_no_scrape() -> None:
     assert sample(families, "fine") == 2
     assert sample(families, "asgi_enhance_metrics_overflows_total") == 0
     assert layer.collector.errors == 1
+
+
+async def test_a_collector_of_the_users_that_takes_its_time_does_not_hold_the_loop() -> None:
+    asked, answer, turned = threading.Event(), threading.Event(), False
+
+    class Slow(Collector):
+        def collect(self) -> Iterable[Metric]:
+            asked.set()
+            assert answer.wait(5)
+            assert turned
+            return [GaugeMetricFamily("slow", "Slow.", 1)]
+
+        def describe(self) -> Iterable[Metric]:
+            return []
+
+    registry = CollectorRegistry()
+    registry.register(Slow())
+    scrape = asyncio.create_task(request(busy(registry=registry), "/metrics"))
+    try:
+        assert await asyncio.to_thread(asked.wait, 5)
+        turned = True
+    finally:
+        answer.set()
+    assert sample(parse_text((await scrape).body.decode()), "slow") == 1
 
 
 async def test_a_name_of_ours_in_the_users_registry_is_not_written_twice() -> None:
