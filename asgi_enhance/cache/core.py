@@ -124,12 +124,16 @@ class Cache(Resource[R], Generic[R]):
 
     async def set(self, key: str, value: Any, ttl: float | None = None, *, tags: Sequence[str] = ()) -> None:
         """Keep `value` for `ttl` seconds (default: the cache's), to be purged by any of `tags`."""
-        await self._keep(key, value, ttl, tags, epoch=await self.latest_epoch(), render_time=0.0)
+        fresh = self._packed(value, ttl, tags, epoch=await self.latest_epoch(), render_time=0.0)
+        self.flights.drop(self.value_name(key))
+        await self._write(key, fresh)
 
     async def exists(self, key: str) -> bool:
         return await self._value(key) is not None
 
     async def delete(self, key: str, *more: str) -> None:
+        for name in (key, *more):
+            self.flights.drop(self.value_name(name))
         await self._erase((key, *more))
 
     def generate_cache_key(self, request: Any) -> str:
@@ -148,7 +152,7 @@ class Cache(Resource[R], Generic[R]):
         """The value of `key`; if it is not there, what `compute` gives (or its coroutine): once, however many ask.
 
         Those who wait get the same value, or the same error. Nobody waits longer than `collapse_timeout` seconds:
-        then he computes for himself.
+        then he computes for himself. What `set` or `delete` overtakes while it is computed is told, but not kept.
         """
         give_up = time.monotonic() + self.collapse_timeout
         name = self.value_name(key)
@@ -191,15 +195,18 @@ class Cache(Resource[R], Generic[R]):
                     return found.load(as_type)
             epoch, started = self.epoch(), time.perf_counter()
             computed = await self._compute(compute)
-            kept = await self._keep(key, computed, ttl, tags, epoch=epoch, render_time=time.perf_counter() - started)
+            kept = self._packed(computed, ttl, tags, epoch=epoch, render_time=time.perf_counter() - started)
+            if self.flights.find(name) is flight:
+                await self._write(key, kept, under_lease=claim is Claim.GRANTED)
             flight.share(kept)
             return computed
         except Exception as error:
             flight.fail(error)
             raise
         finally:
+            overtaken = self.flights.find(name) is not flight
             self.flights.close(name, flight)
-            if claim is Claim.GRANTED:
+            if claim is Claim.GRANTED and not overtaken:
                 await self.release(name)
 
     async def _compute(self, compute: Callable[[], Any]) -> Any:
@@ -207,16 +214,12 @@ class Cache(Resource[R], Generic[R]):
         result = compute()
         return await result if isawaitable(result) else result
 
-    async def _keep(
-        self, key: str, value: Any, ttl: float | None, tags: Sequence[str], *, epoch: int, render_time: float
-    ) -> Value:
+    def _packed(self, value: Any, ttl: float | None, tags: Sequence[str], *, epoch: int, render_time: float) -> Value:
         seconds = self.ttl if ttl is None else ttl
         if not seconds > 0:
             raise CacheError(f"ttl must be more than 0 seconds, not {seconds!r}")
         kind, data = values.dump(value)
-        kept = Value(kind, self.clock() + seconds, tuple(tags), render_time, epoch, data)
-        await self._write(key, kept)
-        return kept
+        return Value(kind, self.clock() + seconds, tuple(tags), render_time, epoch, data)
 
     # -- responses ------------------------------------------------------------------------------------------------
 
@@ -375,7 +378,8 @@ class Cache(Resource[R], Generic[R]):
     async def _value(self, key: str) -> Value | None:
         raise NotImplementedError
 
-    async def _write(self, key: str, value: Value) -> None:
+    async def _write(self, key: str, value: Value, *, under_lease: bool = False) -> None:
+        """Keep a value. `under_lease`: only if nobody has overtaken the lease it was computed under."""
         raise NotImplementedError
 
     async def _erase(self, keys: Sequence[str]) -> None:

@@ -79,6 +79,10 @@ class Flights(Generic[T]):
         flight = self._flights[name] = Flight()
         return flight
 
+    def drop(self, name: Hashable) -> None:
+        """Whoever asks from now on is not to wait for this flight."""
+        self._flights.pop(name, None)
+
     def close(self, name: Hashable, flight: Flight[T]) -> None:
         if self._flights.get(name) is flight:
             del self._flights[name]

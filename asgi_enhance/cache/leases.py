@@ -30,12 +30,13 @@ class Leases:
         self.channel = manager.key("cache", "released")
         self._manager = manager
         self._milliseconds = int(duration * 1000)
-        self._held: dict[Hashable, str] = {}
+        self._held: dict[Hashable, tuple[str, float]] = {}  # token, and when it ends by itself
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._release = manager.script(files("asgi_enhance.cache").joinpath("release.lua").read_text())
 
     async def claim(self, name: Hashable, give_up: float) -> Claim:
-        lease, token = f"{name}:lease", secrets.token_hex(8)
+        lease, token = lease_of(name), secrets.token_hex(8)
+        ends = time.monotonic() + self._milliseconds / 1000
         heard = asyncio.Event()
         waiting = self._waiting.setdefault(lease, set())
         waiting.add(heard)  # before the lease is tried, so that no word is missed
@@ -47,7 +48,7 @@ class Leases:
                     await self._release(keys=[lease], args=[token, 0, self.channel])
                 raise
             if holder is None:
-                self._held[name] = token
+                self._held[name] = (token, ends)
                 return Claim.GRANTED
             patience = give_up - time.monotonic()
             if holder == NOT_FOR_SHARING or patience <= 0:
@@ -61,12 +62,22 @@ class Leases:
             if not waiting:
                 self._waiting.pop(lease, None)
 
+    def token(self, name: Hashable) -> str | None:
+        """The token of a lease that is held; None if it has ended by itself."""
+        token, ends = self._held.get(name, ("", 0.0))
+        return token if time.monotonic() < ends else None
+
     async def release(self, name: Hashable, *, mark: float) -> None:
         """Give it back; for `mark` seconds nobody shall wait for it."""
-        token = self._held.pop(name, None)
+        token, _ = self._held.pop(name, (None, 0.0))
         if token is not None:
-            await self._release(keys=[f"{name}:lease"], args=[token, int(mark * 1000), self.channel])
+            await self._release(keys=[lease_of(name)], args=[token, int(mark * 1000), self.channel])
 
     def on_released(self, payload: bytes) -> None:
         for heard in self._waiting.get(payload.decode(), ()):
             heard.set()
+
+
+def lease_of(name: Hashable) -> str:
+    """The key of the lease on what has this name."""
+    return f"{name}:lease"

@@ -224,7 +224,7 @@ class MemoryCache(Cache[Running]):
         box.visited = True
         return value
 
-    async def _write(self, key: str, value: Value) -> None:
+    async def _write(self, key: str, value: Value, *, under_lease: bool = False) -> None:
         self.put_value(key, value)
 
     def put_value(self, key: str, value: Value) -> None:

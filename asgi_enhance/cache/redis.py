@@ -20,7 +20,7 @@ from asgi_enhance.cache import entry as entries
 from asgi_enhance.cache import values
 from asgi_enhance.cache.core import Cache, Claim, Fetch, Running
 from asgi_enhance.cache.entry import Entry
-from asgi_enhance.cache.leases import Leases
+from asgi_enhance.cache.leases import Leases, lease_of
 from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
 from asgi_enhance.cache.policy.vary import VaryNames
 from asgi_enhance.cache.request import Key, Request, digest
@@ -86,14 +86,15 @@ class RedisCache(Cache[RedisRunning]):
         self._purges_key = manager.key("cache", "purges")
         self._purges_channel = manager.key("cache", "purges")
         self._prefix = manager.key("cache", "r", "")
+        self._values = manager.key("cache", "v", "")
         self._varies: LRUCache[str, tuple[bytes | None, tuple[VaryNames, ...]]] = LRUCache(10_000)
         self._news = 1  # how often there was news of purges
         self._heard = 0  # up to which of them the purges are known
         self._leases = Leases(manager, duration=collapse_timeout + 1)
         self._owed: dict[Key | Fact, None] = {}
-        self._store, self._invalidate, self._record = (
+        self._store, self._invalidate, self._record, self._keep = (
             manager.script(files("asgi_enhance.cache").joinpath(f"{name}.lua").read_text())
-            for name in ("store", "invalidate", "purge")
+            for name in ("store", "invalidate", "purge", "keep")
         )
 
     @property
@@ -216,7 +217,7 @@ class RedisCache(Cache[RedisRunning]):
         return f"{self._key(name)}:{self._field(request, varies[0])}"
 
     def value_name(self, key: str) -> str:
-        return self.manager.key("cache", "computed", key)  # its lease must not be some other value's key
+        return self._value_key(key)
 
     def epoch(self) -> int:
         return self.purges.number
@@ -378,24 +379,29 @@ class RedisCache(Cache[RedisRunning]):
             return None
         return value if self.purges.verdict(value.epoch, value.tags) is Verdict.KEPT else None
 
-    async def _write(self, key: str, value: Value) -> None:
+    async def _write(self, key: str, value: Value, *, under_lease: bool = False) -> None:
         milliseconds = max(1, int((value.kept_until - self.clock()) * 1000))
+        name, frame = self._value_key(key), values.encode(value)
         try:
-            await self.manager.execute(
-                "SET", self._value_key(key), values.encode(value), "PX", milliseconds, idempotent=True
-            )
+            if not under_lease:
+                await self.manager.execute("UNLINK", lease_of(name), idempotent=True)
+            elif (token := self._leases.token(name)) is not None:
+                await self._keep(keys=[name, lease_of(name)], args=[token, frame, milliseconds])
+                return
+            await self.manager.execute("SET", name, frame, "PX", milliseconds, idempotent=True)
         except FAILURES:
             self.stats.store_errors += 1
 
     async def _erase(self, keys: Sequence[str]) -> None:
         try:
             for key in keys:
-                await self.manager.execute("UNLINK", self._value_key(key), idempotent=True)
+                name = self._value_key(key)
+                await self.manager.execute("UNLINK", name, lease_of(name), idempotent=True)
         except FAILURES:
             self.stats.store_errors += 1
 
     def _value_key(self, key: str) -> str:
-        return self.manager.key("cache", "v", key)
+        return f"{self._values}{{{digest((key,))}}}"
 
 
 def _pairs(reply: list[Any]) -> list[tuple[bytes, Any]]:

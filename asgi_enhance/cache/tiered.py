@@ -129,9 +129,9 @@ class TieredCache(RedisCache):
             self._note(name, key)
         return value
 
-    async def _write(self, key: str, value: Value) -> None:
+    async def _write(self, key: str, value: Value, *, under_lease: bool = False) -> None:
         try:
-            await super()._write(key, value)
+            await super()._write(key, value, under_lease=under_lease)
         finally:
             self._outdate(self._value_key(key), key)
 

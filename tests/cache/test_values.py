@@ -119,6 +119,46 @@ async def test_whoever_computes_and_is_cancelled_is_replaced(any_cache: Cache[An
     assert await second == 2
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+@pytest.mark.parametrize("how", ["set", "delete"])
+async def test_a_write_overtakes_what_is_being_computed(
+    any_cache: Cache[Any], redis_url: str, redis: RedisManager, how: str, where: str
+) -> None:
+    """Whether it comes from this process or from another."""
+    started, gate = asyncio.Event(), asyncio.Event()
+
+    async def compute(result: str) -> str:
+        started.set()
+        await gate.wait()
+        return result
+
+    async with RedisCache(RedisManager(redis_url, prefix=redis.prefix), clock=any_cache.clock) as another:
+        writer: Cache[Any] = another if where == "there" and any_cache.remote else any_cache
+        first = asyncio.create_task(any_cache.get_or_compute("key", lambda: compute("outdated")))
+        await started.wait()
+        await (writer.set("key", "written") if how == "set" else writer.delete("key"))
+        second = asyncio.create_task(writer.get_or_compute("key", lambda: compute("computed later")))
+        await asyncio.sleep(0)
+        gate.set()
+        assert await first == "outdated", "who asked before may be told what was true then"
+        latest = "written" if how == "set" else "computed later"
+        assert await second == latest
+        assert await any_cache.get("key") == latest
+
+
+async def test_what_takes_longer_to_compute_than_its_lease_lasts_is_kept(redis: RedisManager) -> None:
+    async with RedisCache(redis) as cache:
+
+        async def compute() -> str:
+            token, _ = cache._leases._held[cache.value_name("key")]
+            cache._leases._held[cache.value_name("key")] = (token, 0.0)
+            await redis.execute("UNLINK", f"{cache.value_name('key')}:lease")
+            return "slow"
+
+        await cache.get_or_compute("key", compute)
+        assert await cache.get("key") == "slow"
+
+
 async def test_no_lease_is_taken_for_a_value_and_no_value_for_a_lease(redis: RedisManager) -> None:
     async with RedisCache(redis) as cache:
         await cache.set("key:lease", "value")
@@ -366,7 +406,7 @@ async def test_a_corrupt_entry_is_a_miss_and_deleted(redis: RedisManager, clock:
 async def test_a_corrupt_value_is_a_miss_and_deleted(redis: RedisManager) -> None:
     async with RedisCache(redis) as cache:
         await cache.set("key", "value")
-        await redis.execute("SET", redis.key("cache", "v", "key"), b"\x80\x04K\x01.")
+        await redis.execute("SET", cache._value_key("key"), b"\x80\x04K\x01.")
         assert await cache.get("key") is None
         assert cache.stats.corrupt == 1
         assert await redis.execute("EXISTS", redis.key("cache", "v", "key")) == 0
