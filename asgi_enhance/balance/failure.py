@@ -4,7 +4,9 @@ from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.types import Headers
 from asgi_enhance.errors import BackendError, LoadBalancerError
 
-_GATEWAY_TIMEOUTS = frozenset({"connection_timeout", "connection_read_timeout", "http_response_timeout"})
+_GATEWAY_TIMEOUTS = frozenset(
+    {"connection_timeout", "connection_read_timeout", "connection_write_timeout", "http_response_timeout"}
+)
 
 
 class UpstreamFailure(BackendError):

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from asgi_enhance.balance import Limits, LoadBalanceApp
+from asgi_enhance.balance import Limits, LoadBalanceApp, Timeouts
 from asgi_enhance.testing.driver import Driver, http_scope
 from tests.balance.wire import OK, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
@@ -238,3 +238,25 @@ async def test_53_an_upload_that_ends_after_the_answer_does_not_disturb_the_next
                 assert (await client.message()).status in (500, 502)
         assert (await ask(port, get())).status == 200
         await until(lambda: backend.balancer.in_flight == 0)
+
+
+async def test_76_an_upload_that_nobody_takes_ends_however_the_response_moves(http: str) -> None:
+    async def chatter(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while True:
+            await wire.send(b"2\r\nok\r\n")
+            await asyncio.sleep(0.01)
+
+    async def pour(client: Wire) -> None:
+        with suppress(ConnectionError, TimeoutError):
+            while True:
+                await client.send(b"10000\r\n%b\r\n" % bytes(65_536))
+
+    async with front(chatter, http, timeouts=Timeouts(idle=0.2)) as (backend, port), connect(port) as client:
+        await client.send(get(b"/", b"Transfer-Encoding: chunked", method=b"POST"))
+        pouring = asyncio.ensure_future(pour(client))
+        await until(lambda: backend.balancer.in_flight == 1)
+        await until(lambda: backend.balancer.in_flight == 0)
+        pouring.cancel()
+        await asyncio.wait([pouring])

@@ -113,10 +113,15 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    async def drain(self) -> None:
+    async def drain(self, seconds: float) -> None:
         """Wait until the backend takes more. Returns at once when the connection is gone: the reader tells why."""
         if self._drained is not None:
-            await asyncio.shield(self._drained)
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.shield(self._drained)
+            except TimeoutError:
+                text = "the backend does not take the request"
+                raise UpstreamFailure(text, error="connection_write_timeout") from None
 
     def progress(self) -> asyncio.Future[None]:
         """To be awaited until something arrives: an interim response, the head, body, the end, an error."""

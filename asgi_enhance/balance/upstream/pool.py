@@ -147,7 +147,7 @@ class Http1Upstream:
             while piece := await body.next():
                 connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
                 exchange.progress()
-                await connection.drain()
+                await connection.drain(exchange.idle)  # an answer that moves meanwhile is no excuse
                 if connection.closed:
                     break  # whoever reads the response finds out why
             else:
@@ -156,7 +156,7 @@ class Http1Upstream:
                 connection.sent_whole = True
                 if connection.status is None:
                     exchange.wait_until(self._timeouts.first_byte)
-        except Exception as error:  # the client left, its body is not what it said, or the server failed
+        except Exception as error:  # the client left, its body is not what it said, or no one takes it
             exchange.interrupt(error)
 
 
