@@ -35,6 +35,10 @@ HOP_BY_HOP = frozenset(
 _SAID_BY_PROXIES = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"via"})
 _HINTS = frozenset(
     {
+        b"client-ip",  # Rails believes it, the scheme and the ssl; gunicorn the ssl and the protocol
+        b"x-forwarded-scheme",
+        b"x-forwarded-ssl",
+        b"x-forwarded-protocol",
         b"x-original-url",
         b"x-rewrite-url",
         b"x-forwarded-prefix",
@@ -45,6 +49,7 @@ _HINTS = frozenset(
 )
 _SPECIAL = HOP_BY_HOP | _SAID_BY_PROXIES | _HINTS | {b"content-length", b"expect", b"host", b"max-forwards"}
 
+_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*\Z")  # RFC 3986, 3.2.2; anything else is a 400 (RFC 9112, 3.2)
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 
 
@@ -161,6 +166,8 @@ class HeaderRules:
                 hints.append(pair)
         if hosts != 1 and (hosts or scope.get("http_version") in ("1.1", "1.0", None)):
             raise Rejected(400, "A request must have exactly one Host field.")
+        if not _HOST.match(head.host):
+            raise Rejected(400, "The Host field is not valid.")
         if head.length is not None:
             if head.has_body:
                 raise Rejected(400, "Content-Length and Transfer-Encoding exclude each other.")

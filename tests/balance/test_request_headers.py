@@ -102,6 +102,20 @@ async def test_27_a_missing_or_second_host_is_a_400(http: str, head: bytes) -> N
         assert not backend.wires
 
 
+@pytest.mark.parametrize("host", [b"a b", b"a/b", b"user@a", b"a?b", b"a\\b", b'a"b', b"caf\xe9"])
+async def test_27_a_host_that_is_none_is_a_400(http: str, host: bytes) -> None:
+    async with front(http=http) as (backend, port):
+        assert (await ask(port, b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)).status == 400
+        assert not backend.wires
+
+
+@pytest.mark.parametrize("host", [b"a.example:80", b"[2001:db8::1]:80", b"my_service", b""])
+async def test_27_a_host_that_is_one_is_kept(http: str, host: bytes) -> None:
+    async with front(http=http) as (backend, port):
+        assert (await ask(port, b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)).status == 200
+        assert backend.last.one(b"host") == (host or backend.url.removeprefix("http://").encode())
+
+
 async def test_28_x_forwarded_for_of_a_stranger_is_replaced(http: str) -> None:
     request = await seen(b"X-Forwarded-For: 6.6.6.6", b"X-Forwarded-For: 7.7.7.7", http=http)
     assert request.all(b"x-forwarded-for") == [b"127.0.0.1"]
@@ -203,7 +217,7 @@ async def test_36_fields_with_underscores_may_be_rejected_or_allowed(http: str) 
     assert request.one(b"x_user") == b"both"
 
 
-@pytest.mark.parametrize("name", [b"X-Original-URL", b"X-Rewrite-URL", b"X-Real-IP"])
+@pytest.mark.parametrize("name", [b"X-Original-URL", b"X-Rewrite-URL", b"X-Real-IP", b"X-Forwarded-Ssl", b"Client-IP"])
 async def test_37_hints_of_strangers_are_not_handed_on(http: str, name: bytes) -> None:
     assert name.lower() not in (await seen(name + b": /admin", http=http)).names()
     assert name.lower() in (await seen(name + b": /admin", http=http, trusted=["127.0.0.1"])).names()
