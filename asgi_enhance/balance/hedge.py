@@ -52,7 +52,8 @@ class Hedger:
         self.delay = hedge.initial
 
     def suits(self, exchange: Exchange) -> bool:
-        return exchange.method in SAFE and not exchange.websocket and not exchange.head.has_body
+        bodiless = not exchange.head.has_body and not exchange.body.more and not exchange.body.first
+        return exchange.method in SAFE and not exchange.websocket and bodiless
 
     def observe(self, seconds: float) -> None:
         self._samples.append(seconds)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from asgi_enhance.asgi.types import Message
 from asgi_enhance.balance import Ejection, Hedge, Limits, LoadBalanceApp, Retries
 from asgi_enhance.testing.driver import Driver, http_scope
 from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
@@ -201,5 +202,23 @@ async def test_what_is_not_safe_is_not_hedged(http: str, request_: bytes) -> Non
         app = LoadBalanceApp([one.url, two.url], hedge=Hedge(initial=0.02))
         async with serve(app, http=http) as port:
             assert (await ask(port, request_)).status == 200
+        assert app.balancer.stats.hedges == 0
+        await app.balancer.close()
+
+
+async def test_a_get_whose_body_is_not_announced_is_not_hedged() -> None:
+    async def slow(wire: Wire) -> None:
+        while True:
+            await wire.message()
+            await asyncio.sleep(0.1)
+            await wire.send(OK)
+
+    async with ScriptedBackend(slow) as one, ScriptedBackend(slow) as two:
+        app = LoadBalanceApp([one.url, two.url], hedge=Hedge(initial=0.02))
+        body: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": piece != b""} for piece in (b"a", b"")
+        ]
+        async with Driver(app, http_scope("/", http_version="2"), body) as server:
+            assert (await server.next())["status"] == 200
         assert app.balancer.stats.hedges == 0
         await app.balancer.close()
