@@ -8,7 +8,7 @@ burst then runs through warm caches and few system calls. Whatever else is to be
 has what waits handed over first, so that nothing overtakes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from asgi_enhance.broadcast.connection import Connection, Shared
 from asgi_enhance.broadcast.log import Entry, GroupLog, Position
@@ -47,7 +47,7 @@ class Group:
 class Hub:
     """The connections, clients and groups of one processor on one event loop."""
 
-    __slots__ = ("_batch", "_batch_group", "clients", "connections", "groups", "shared")
+    __slots__ = ("_batch", "_batch_group", "_under_way", "clients", "connections", "groups", "shared")
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -56,6 +56,7 @@ class Hub:
         self.groups: dict[str, Group] = {}
         self._batch: list[Publication] = []
         self._batch_group: Group | None = None
+        self._under_way: Iterator[tuple[Connection, Frame]] = iter(())
 
     # -- who is here
 
@@ -136,23 +137,30 @@ class Hub:
         self._batch.append(message)
 
     def flush(self) -> None:
-        """Hand over what waits."""
+        """Hand over what waits. A `send` that publishes gets here in the middle of it: what is under way goes first."""
+        for connection, frame in self._under_way:
+            connection.deliver(frame)
         if not self._batch:
             return
         batch, group = self._batch, self._batch_group
         assert group is not None
         self._batch = []
+        self._under_way = self._deliveries(group, batch)
+        for connection, frame in self._under_way:
+            connection.deliver(frame)
+
+    def _deliveries(self, group: Group, batch: list[Publication]) -> Iterator[tuple[Connection, Frame]]:
         for encoding, members in tuple(group.members.items()):
             self.shared.stats.deliveries += len(members) * len(batch)
             if encoding is Encoding.EVENT_STREAM_CURSOR:
                 for connection in tuple(members):
                     for message in batch:
-                        connection.deliver(self._frame(connection, message))
+                        yield connection, self._frame(connection, message)
             elif members:
                 frames = [message.frame(encoding) for message in batch]
                 for connection in tuple(members):
                     for frame in frames:
-                        connection.deliver(frame)
+                        yield connection, frame
 
     def to_client(self, client_id: str, message: Publication) -> int:
         """Hand a message to all connections of a client here. Their number."""

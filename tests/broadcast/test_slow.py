@@ -213,3 +213,29 @@ async def test_a_message_published_while_another_is_being_sent_comes_after_it() 
         assert [await ann.receive_json(), await ann.receive_json()] == [1, 2]
         ann.leave()
         await ann.ended()
+
+
+async def test_what_a_send_publishes_comes_to_everybody_after_what_was_being_sent() -> None:
+    got: list[str] = []
+
+    async def nothing() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def reentrant(message: Message) -> None:
+        if message["text"] == "1":
+            await processor.broadcast_to_group("g", 2)
+            await processor.broadcast_to_group("other", 0)
+            await processor.send_to_client("bob", 3)
+
+    async def write(message: Message) -> None:
+        got.append(message["text"])
+
+    async with RealTimeStreamProcessor() as processor:
+        await processor.add_connection("ann", (nothing, reentrant), ["g"], listen=False)
+        await processor.add_connection("bob", (nothing, write), ["g"], listen=False)
+        await processor.broadcast_to_group("g", 1)
+        await asyncio.sleep(0)
+        assert got == ["1", "2", "3"]
+        await processor.remove_connection("ann")
+        await processor.remove_connection("bob")
