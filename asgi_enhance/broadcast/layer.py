@@ -179,6 +179,7 @@ class BroadcastRouter:
         return identity
 
     async def _allowed(self, node: Node, client_id: str, groups: Positions) -> Positions:
+        node.admit(client_id, len(groups))  # before anybody is asked about every group that an address can hold
         for group in groups:
             try:
                 checked_name(group, "group")

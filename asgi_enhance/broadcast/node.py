@@ -91,6 +91,22 @@ class Node:
 
     # -- connections
 
+    def admit(self, client_id: str, groups: int) -> None:
+        """Refuse a connection that is beyond the limits. Nothing is held for one that is not."""
+        limits = self._limits
+        try:
+            checked_name(client_id, "client_id")
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
+        if self.draining:
+            raise Refused(503, "the server is going away")
+        if len(self.hub.connections) + self._all_pending >= limits.connections:
+            raise Refused(503, "too many connections")
+        if len(self.hub.clients.get(client_id, ())) + self._pending[client_id] >= limits.connections_per_client:
+            raise Refused(429, "too many connections of this client")
+        if groups > limits.groups_per_connection:
+            raise Refused(400, f"a connection may be in {limits.groups_per_connection} groups")
+
     async def connect(
         self,
         client_id: str,
@@ -106,7 +122,7 @@ class Node:
 
         Raises Refused, or RedisUnavailable, before `accept` is called.
         """
-        self._admit(client_id, len(groups))
+        self.admit(client_id, len(groups))
         self._pending[client_id] += 1
         self._all_pending += 1
         try:
@@ -162,21 +178,6 @@ class Node:
                 await accept()
             undo.pop_all()
         return attached
-
-    def _admit(self, client_id: str, groups: int) -> None:
-        limits = self._limits
-        try:
-            checked_name(client_id, "client_id")
-        except ValueError as error:
-            raise Refused(400, str(error)) from None
-        if self.draining:
-            raise Refused(503, "the server is going away")
-        if len(self.hub.connections) + self._all_pending >= limits.connections:
-            raise Refused(503, "too many connections")
-        if len(self.hub.clients.get(client_id, ())) + self._pending[client_id] >= limits.connections_per_client:
-            raise Refused(429, "too many connections of this client")
-        if groups > limits.groups_per_connection:
-            raise Refused(400, f"a connection may be in {limits.groups_per_connection} groups")
 
     # -- groups and their messages
 

@@ -104,6 +104,18 @@ async def test_authorize_is_asked_for_the_groups_in_the_address() -> None:
         assert processor.stats.groups == 0
 
 
+async def test_authorize_is_not_asked_about_more_groups_than_a_connection_may_be_in() -> None:
+    asked: list[str] = []
+
+    def authorize(client_id: str, group: str, action: str) -> bool:
+        asked.append(group)
+        return True
+
+    async with RealTimeStreamProcessor(authorize=authorize, limits=Limits(groups_per_connection=2)) as processor:
+        assert await refused(BroadcastRouter(processor=processor), "/ws/ann?group=a&group=b&group=c") == 400
+    assert asked == []
+
+
 async def test_what_is_not_ours_is_404_without_an_app_of_its_own() -> None:
     router = BroadcastRouter()
     assert (await request(router, "/elsewhere")).status == 404
