@@ -187,6 +187,8 @@ class Node:
             except BaseException:
                 pipeline.discard("the manager was closed")
                 raise
+            if pipeline.retired:  # by what came right behind the answer
+                continue
             self.pipeline = pipeline
             self._replied()
         self._backoff.reset()

@@ -67,7 +67,7 @@ class Pipeline(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._wire = Wire(connection, self)
         self._closed = False
-        self._retired = False
+        self.retired = False  # takes no more commands
         self._waiting: deque[asyncio.Future[Any]] = deque()  # one for each command not answered, oldest first
         self._unsent: list[bytes] = []  # the commands of this turn of the loop: the tail of `_waiting`
         self._written = 0  # commands written, ever
@@ -157,7 +157,7 @@ class Pipeline(asyncio.Protocol):
             self.discard(f"what came is not an answer: {error!r}")
         if self._closed:
             return
-        if self._retired and not waiting:
+        if self.retired and not waiting:
             self.discard("not in service")
             return
         if self.full:
@@ -190,8 +190,8 @@ class Pipeline(asyncio.Protocol):
 
     def _retire(self, reason: str) -> None:
         """Take no more commands; the replies still due may come."""
-        if not self._retired:
-            self._retired = True
+        if not self.retired:
+            self.retired = True
             self._on_lost(self, reason)
 
     def _flush(self) -> None:

@@ -402,3 +402,23 @@ async def test_closing_ends_a_probe_that_waits_for_its_answer_and_its_connection
                 await manager.execute("GET", "a")
             await until(asked.is_set)
         await until(closed.is_set, seconds=0.3)
+
+
+async def test_a_probe_whose_answer_is_followed_by_garbage_puts_nothing_in_service() -> None:
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await command(reader)
+
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await command(reader)
+        writer.write(b"+PONG\r\n:1\r\n")
+        await command(reader)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await command(reader):
+            writer.write(b"+OK\r\n")
+
+    async with scripted(drop, babble, answer) as url, patient(url, breaker_threshold=1, probe_delay=0.01) as manager:
+        with pytest.raises(RedisUnavailable):
+            await manager.execute("GET", "x")
+        await until(lambda: manager.available)
+        assert await manager.execute("GET", "x") == b"OK"
