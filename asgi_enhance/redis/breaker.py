@@ -1,7 +1,8 @@
 """When to stop asking a Redis that does not answer, and when to ask again.
 
 Closed, the breaker counts failures in a row; `threshold` of them open it. Open, callers are refused at once, and one
-probe in the background asks after growing, jittered delays. The first success closes it.
+probe in the background asks after growing, jittered delays. The first success closes it, on trial: until a caller has
+had an answer too, one failure opens it again. A server may answer a PING and nothing else.
 """
 
 from random import Random
@@ -48,10 +49,12 @@ class Breaker:
         self.opened_at = now
         return True
 
-    def succeeded(self, now: float) -> float | None:
-        """Forget the failures; the seconds it was open if this closed it, else None."""
-        self.failures = 0
-        if self.opened_at is None:
-            return None
+    def probed(self, now: float) -> float:
+        """Close it on trial; the seconds it was open."""
+        assert self.opened_at is not None
         opened_at, self.opened_at = self.opened_at, None
         return now - opened_at
+
+    def succeeded(self) -> None:
+        """Forget the failures."""
+        self.failures = 0

@@ -154,9 +154,8 @@ class Node:
 
     def _replied(self) -> None:
         if self.breaker.failures and self.pipeline is not None:
-            was_open = self.breaker.succeeded(self._loop.time())
-            if was_open is not None:
-                logger.warning("redis %s is available again after %.1f s", self.label, was_open)
+            self.breaker.succeeded()
+            self._backoff.reset()
 
     def _lost(self, pipeline: Pipeline, reason: str) -> None:
         if self.pipeline is pipeline:
@@ -190,8 +189,8 @@ class Node:
             if pipeline.retired:  # by what came right behind the answer
                 continue
             self.pipeline = pipeline
-            self._replied()
-        self._backoff.reset()
+            was_open = self.breaker.probed(self._loop.time())
+            logger.warning("redis %s is available again after %.1f s", self.label, was_open)
 
 
 def _send(pipeline: Pipeline, command: bytes, asking: bool) -> asyncio.Future[Any]:

@@ -16,17 +16,35 @@ def test_it_opens_at_the_threshold_and_says_so_once() -> None:
 def test_a_success_forgets_the_failures_before_it() -> None:
     breaker = Breaker(2)
     breaker.failed(1.0)
-    assert breaker.succeeded(2.0) is None
+    breaker.succeeded()
     assert not breaker.failed(3.0)
     assert not breaker.is_open
 
 
+def opened() -> Breaker:
+    breaker = Breaker(2)
+    breaker.failed(9.0)
+    assert breaker.failed(10.0)
+    return breaker
+
+
 def test_closing_tells_how_long_it_was_open() -> None:
-    breaker = Breaker(1)
-    breaker.failed(10.0)
-    assert breaker.succeeded(14.5) == pytest.approx(4.5)
+    breaker = opened()
+    assert breaker.probed(14.5) == pytest.approx(4.5)
     assert not breaker.is_open
-    assert breaker.succeeded(15.0) is None
+
+
+def test_after_a_probe_one_failure_opens_it_again() -> None:
+    breaker = opened()
+    breaker.probed(14.5)
+    assert breaker.failed(15.0)
+
+
+def test_an_answer_to_a_caller_ends_the_trial() -> None:
+    breaker = opened()
+    breaker.probed(14.5)
+    breaker.succeeded()
+    assert not breaker.failed(15.0)
 
 
 def test_delays_double_up_to_the_last_between_half_and_whole() -> None:

@@ -108,8 +108,20 @@ async def test_after_an_outage_the_next_one_is_probed_as_soon_as_the_first(priva
                 await node.call(INCR, idempotent=False)
         private_redis.start()
         await until(lambda: not node.breaker.is_open)
-        await asyncio.sleep(0)
+        assert await node.call(INCR, idempotent=False) == 1
         assert backoff.next(Random(1)) <= 0.01
+
+
+async def test_a_server_that_answers_pings_alone_is_tried_ever_more_seldom(private_redis: RedisServer) -> None:
+    private_redis.call("REPLICAOF", "127.0.0.1", 1)  # it takes no writes any more
+    backoff = Backoff(0.01, 10.0)
+    async with node_of(private_redis, backoff=backoff) as node:
+        for _ in range(4):
+            while not node.breaker.is_open:
+                with pytest.raises(RedisUnavailable):
+                    await node.call(INCR, idempotent=False)
+            await until(lambda: not node.breaker.is_open)
+        assert backoff.next(Random(1)) > 0.05
 
 
 async def test_the_answer_to_asking_is_nobodys_worry(
