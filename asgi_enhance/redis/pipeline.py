@@ -6,7 +6,6 @@ nobody gets a neighbour's. There is one timer, set for the oldest write that is 
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -96,10 +95,7 @@ class Pipeline(asyncio.Protocol):
         try:
             await caller
         except asyncio.CancelledError:
-            if caller.cancelled():
-                with contextlib.suppress(ValueError):  # passed over already
-                    self._callers.remove(caller)
-            else:  # woken and cancelled in the same turn: the place goes to the next
+            if not caller.cancelled():  # woken and cancelled in the same turn: the place goes to the next
                 self._granted -= 1
                 self._admit()
             raise
