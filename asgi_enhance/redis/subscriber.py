@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.asyncio.connection import AbstractConnection
 from redis.crc import key_slot
-from redis.exceptions import MovedError, RedisError
+from redis.exceptions import MovedError
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
@@ -119,9 +119,9 @@ class Subscriber:
                 for subscription in listeners:
                     subscription.unconfirm()
         self._stats.gaps += 1
-        if listener.heard:
+        if listener.confirmed:
             self._backoff.reset()
-        return listener.heard
+        return listener.confirmed
 
     # for the listener
 
@@ -148,7 +148,7 @@ class Listener(asyncio.Protocol):
 
     def __init__(self, connection: AbstractConnection, owner: Subscriber, *, silence: float) -> None:
         self.lost = asyncio.Event()
-        self.heard = False  # anything at all
+        self.confirmed = False  # any channel
         self._owner = owner
         self._silence = silence
         self._due: dict[Key, int] = {}  # answers to (un)subscribe still to come
@@ -180,7 +180,6 @@ class Listener(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._last = self._loop.time()
         self._asked = False
-        self.heard = True
         gets = self.wire.gets
         try:
             self.wire.feed(data)
@@ -189,7 +188,7 @@ class Listener(asyncio.Protocol):
                     self._take(*reply)
                 elif isinstance(reply, Exception):
                     self._refused(reply)
-        except (RedisError, ValueError) as error:
+        except Exception as error:
             logger.error("redis %s sent what is not a message: %r", self._owner.label, error)
             self.wire.abort()
 
@@ -206,6 +205,7 @@ class Listener(asyncio.Protocol):
         elif kind in (b"subscribe", b"ssubscribe"):
             key = (kind == b"ssubscribe", channel)
             self._on.add(key)
+            self.confirmed = True
             if self._answered(key):
                 self._owner.confirmed(key)
         elif kind in (b"unsubscribe", b"sunsubscribe"):

@@ -216,3 +216,23 @@ async def test_a_server_that_takes_connections_and_drops_them_is_not_stormed() -
         manager.subscribe("c", print)
         await asyncio.sleep(0.4)
         assert 1 <= connections <= 6
+
+
+@pytest.mark.parametrize("answer", [b"-ERR unknown command 'SUBSCRIBE'\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_a_server_that_knows_no_subscriptions_is_not_stormed(
+    answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    connections = 0
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await command(reader)
+        writer.write(answer)
+
+    async with scripted(refuse) as url, patient(url, probe_delay=0.1) as manager:
+        manager.subscribe("c", print)
+        await asyncio.sleep(0.4)
+        assert 1 <= connections <= 6
+        assert 1 <= len(caplog.records) <= connections
+        assert {record.name for record in caplog.records} == {"asgi_enhance.redis"}
