@@ -134,7 +134,8 @@ class RedisManager(Resource["Session"]):
         try:
             packed = self._pack(command)
         except TypeError:
-            packed = self._pack(tuple(map(_plain, command)))
+            command = tuple(map(_plain, command))
+            packed = self._pack(command)
         session = self.opened() or self._session()
         try:
             return await session.call(command, packed, idempotent)
@@ -193,6 +194,11 @@ class RedisManager(Resource["Session"]):
     def key(self, *parts: str) -> str:
         """`{prefix}:part:part`."""
         return ":".join((self.prefix, *parts))
+
+    async def aclose(self) -> None:
+        if asyncio.get_running_loop() in self._sessions:
+            await self.started()  # of a use a moment ago nobody has entered the session yet
+        await super().aclose()
 
     async def _start(self) -> "Session":
         return self._session()

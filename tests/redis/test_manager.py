@@ -266,3 +266,10 @@ def test_an_option_that_makes_no_sense_is_named(name: str) -> None:
 def test_an_empty_prefix_is_refused() -> None:
     with pytest.raises(ConfigError, match="prefix"):
         RedisManager("redis://localhost", prefix="")
+
+
+async def test_closing_ends_what_was_used_a_moment_ago(redis_url: str) -> None:
+    manager = patient(redis_url)
+    manager.subscribe("c", print)
+    await manager.aclose()
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("redis ")]
