@@ -165,7 +165,7 @@ class ClusterSession:
             failed = await self._ask()
         finally:
             self._looking = None
-        if failed and None in self._sharded.values():  # somebody waits for a place
+        if None in self._sharded.values():  # somebody waits for a place
             self._tasks.spawn(self._look_again(), name="redis cluster map, again")
         return failed
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.asyncio.connection import AbstractConnection
 from redis.crc import key_slot
-from redis.exceptions import MovedError
+from redis.exceptions import ClusterDownError, MovedError
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
@@ -217,8 +217,9 @@ class Listener(asyncio.Protocol):
                 self._owner.moved([key])
 
     def _refused(self, error: Exception) -> None:
-        if isinstance(error, MovedError):
-            keys = [key for key in self._due if key[0] and key_slot(key[1]) == error.slot_id]
+        if isinstance(error, MovedError | ClusterDownError):  # which does not say what slot is not served
+            slot = error.slot_id if isinstance(error, MovedError) else None
+            keys = [key for key in self._due if key[0] and slot in (None, key_slot(key[1]))]
             for key in keys:
                 del self._due[key]
             self._owner.moved(keys)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from redis.asyncio import RedisCluster as Client
@@ -266,3 +267,26 @@ async def test_a_cluster_that_is_away_is_refused_at_once_after_a_few_failures() 
         with pytest.raises(RedisUnavailable):
             await manager.execute("GET", "x")
         assert asyncio.get_running_loop().time() - begun < 0.05
+
+
+async def test_a_sharded_channel_waits_for_its_slot_to_be_served(redis_cluster: RedisCluster) -> None:
+    slot = key_slot(b"unserved")
+    owner = redis_cluster.owner(slot)
+    async with manager_of(redis_cluster) as manager:
+        await manager.execute("GET", "x")  # the map is known
+        for node in redis_cluster.nodes:
+            node.call("CLUSTER", "DELSLOTS", slot)
+        try:
+            refused = manager.subscribe("unserved", print, sharded=True)  # by the map, on its node
+            await until(lambda: slot not in _places(manager))
+            unplaced = manager.subscribe("unserved", print, sharded=True)  # by the map, nowhere
+        finally:
+            owner.call("CLUSTER", "ADDSLOTS", slot)
+        await refused.ready()
+        await unplaced.ready()
+
+
+def _places(manager: RedisManager) -> dict[int, object]:
+    session: Any = manager.opened()
+    places: dict[int, object] = session._places
+    return places
