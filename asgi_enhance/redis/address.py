@@ -12,12 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from asgi_enhance.errors import ConfigError
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _PARTS = re.compile(r"([^/?]*@)?([^/?]*)(?:/([^?]*))?(?:\?(.*))?", re.DOTALL)  # login@, hosts, path, query
+_ENCODE = "(in a password, / ? # [ ] and the like must be percent-encoded)"
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 
 
@@ -74,16 +75,27 @@ def without_password(url: str) -> str:
     return f"{scheme}{separator}{login}{at}{rest}"
 
 
+# The messages below show nothing of the URL: what stands where a host is expected may be a piece of a password.
+
+
 def _seed(host: str, port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{host}")
+    parts = _split(f"//{host}")
     if not parts.hostname:
-        raise ValueError(f"{host!r} is not a host")
+        raise ValueError("an empty name is not a host")
     return parts.hostname, parts.port or port
 
 
 def _check(scheme: str, rest: str) -> None:
     """redis-py takes a database it cannot read for 0."""
-    parts = urlsplit(f"{scheme}://{rest}")
-    _ = parts.port
+    parts = _split(f"{scheme}://{rest}")
     if scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
-        raise ValueError(f"the database must be a number, not {parts.path[1:]!r}")
+        raise ValueError(f"the database must be a number {_ENCODE}")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # read when it is asked for
+    except ValueError:
+        raise ValueError(f"this is no host and port {_ENCODE}") from None
+    return parts

@@ -45,7 +45,7 @@ def test_the_seeds_of_a_cluster() -> None:
     [
         ("localhost:6379", "must start with"),
         ("http://localhost", "must start with"),
-        ("redis://localhost:port", "Port"),
+        ("redis://localhost:port", "port"),
         ("redis://localhost/zero", "database"),
         ("redis://localhost?protocol=4", "protocol"),
         ("redis://localhost?no_such_option=1", "no_such_option"),
@@ -70,6 +70,11 @@ def test_a_bad_url_is_a_config_error_that_names_it(url: str, said: str) -> None:
         "redis+sentinel://joe:s3cret@a,b?sentinel_password=s3cret",
         "redis+cluster://joe:s3cr@t-s3cret@a,b:x",
         "redis://joe:s3cret@localhost?protocol=4",
+        "redis://joe:s3cret/x@localhost",
+        "redis://joe:1/s3cret@localhost",
+        "redis://joe:s3cret\u2100@localhost",
+        "redis+cluster://joe:s3cret/x@localhost",
+        "redis+sentinel://:s3cret?x@localhost/main",
     ],
 )
 def test_no_message_shows_a_password(url: str) -> None:
