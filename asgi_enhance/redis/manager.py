@@ -29,20 +29,19 @@ _by_url: "weakref.WeakValueDictionary[str, RedisManager]" = weakref.WeakValueDic
 class RedisManager(Resource["Session"]):
     """Batched commands, scripts and subscriptions on one Redis, Valkey, Sentinel or Cluster.
 
-    Args:
-        url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://host,host/service/db`, `redis+cluster://host,host`.
-            Default: the environment's REDIS_URL; without one, `ConfigError`.
-        prefix: what every key begins with. Default "asgi_enhance".
-        connect_timeout: seconds to connect and authenticate, and the longest a command waits for a connection or for
-            room on it. Default 0.25.
-        command_timeout: seconds from writing a command to its reply; then the connection is discarded. Default 0.25.
-        max_in_flight: commands without a reply, per server, before callers wait. Default 1024.
-        breaker_threshold: failures in a row (to connect, or of a connection) that open the breaker. Default 3.
-        probe_delay: seconds before the first probe of an open breaker; doubles. Default 0.1.
-        max_probe_delay: seconds between probes at most. Default 2.
-        silence: seconds without a byte before a subscription's connection is asked for one, and again before it is
-            made anew. Default 2.
-        client_timeout: seconds a command of `.client` may take, blocking ones too. Default 5.
+    url:               `redis://`, `rediss://`, `unix://`, `redis+sentinel://host,host/service/db`,
+                       `redis+cluster://host,host`. Default: the environment's REDIS_URL; without one, `ConfigError`.
+    prefix:            what every key begins with. Default "asgi_enhance".
+    connect_timeout:   seconds to connect and authenticate, and the longest a command waits for a connection or for
+                       room on it. Default 0.25.
+    command_timeout:   seconds from writing a command to its reply; then the connection is discarded. Default 0.25.
+    max_in_flight:     commands without a reply, per server, before callers wait. Default 1024.
+    breaker_threshold: failures in a row (to connect, or of a connection) that open the breaker. Default 3.
+    probe_delay:       seconds before the first probe of an open breaker; doubles. Default 0.1.
+    max_probe_delay:   seconds between probes at most. Default 2.
+    silence:           seconds without a byte before a subscription's connection is asked for one, and again before it
+                       is made anew. Default 2.
+    client_timeout:    seconds a command of `.client` may take, blocking ones too. Default 5.
     """
 
     def __init__(

@@ -26,16 +26,15 @@ ASKING = pack(("ASKING",))
 class Node:
     """Sends packed commands to one server over one connection, made when it is needed.
 
-    Args:
-        connect: makes a connection, or raises `RedisUnavailable`.
-        label: what log lines and errors call the server.
-        connect_timeout: seconds a command may wait for a connection, or for room on it.
-        command_timeout: seconds a reply may take.
-        max_in_flight: commands that may be without a reply.
-        breaker: the state machine, closed.
-        backoff: the delays between probes while it is open.
-        stats: where to count.
-        tasks: the owner of the tasks that connect and probe.
+    connect:         makes a connection, or raises `RedisUnavailable`.
+    label:           what log lines and errors call the server.
+    connect_timeout: seconds a command may wait for a connection, or for room on it.
+    command_timeout: seconds a reply may take.
+    max_in_flight:   commands that may be without a reply.
+    breaker:         the state machine, closed.
+    backoff:         the delays between probes while it is open.
+    stats:           where to count.
+    tasks:           the owner of the tasks that connect and probe.
     """
 
     def __init__(

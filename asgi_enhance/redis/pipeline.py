@@ -35,14 +35,13 @@ class ConnectionLost(RedisUnavailable):
 class Pipeline(asyncio.Protocol):
     """Takes packed commands, gives futures of their replies.
 
-    Args:
-        connection: a connection of redis-py that stands; it is taken over.
-        label: what errors call the server.
-        timeout: seconds from a write to its last reply; when they pass, the connection is discarded.
-        max_in_flight: commands that may wait for replies before `full`.
-        stats: where to count.
-        on_reply: called after each batch of replies.
-        on_lost: called once with the reason when the connection is of no more use.
+    connection:    a connection of redis-py that stands; it is taken over.
+    label:         what errors call the server.
+    timeout:       seconds from a write to its last reply; when they pass, the connection is discarded.
+    max_in_flight: commands that may wait for replies before `full`.
+    stats:         where to count.
+    on_reply:      called after each batch of replies.
+    on_lost:       called once with the reason when the connection is of no more use.
     """
 
     def __init__(

@@ -28,14 +28,13 @@ _rng = random.Random()
 class Subscriber:
     """The subscriptions on one server. One task connects, subscribes to all that is wanted, and begins again.
 
-    Args:
-        connect: makes a connection, or raises `RedisUnavailable`.
-        label: what the task is called.
-        silence: seconds without a byte before the server is asked for one, and again before the connection is dropped.
-        backoff: the delays between attempts to connect.
-        stats: where to count.
-        tasks: the owner of the task.
-        on_moved: called when the server has dropped a sharded channel, because its slot moved.
+    connect:  makes a connection, or raises `RedisUnavailable`.
+    label:    what the task is called.
+    silence:  seconds without a byte before the server is asked for one, and again before the connection is dropped.
+    backoff:  the delays between attempts to connect.
+    stats:    where to count.
+    tasks:    the owner of the task.
+    on_moved: called when the server has dropped a sharded channel, because its slot moved.
     """
 
     def __init__(

@@ -59,12 +59,11 @@ class RedisServer:
 
     It is killed at exit, and also when the process that started it dies without a chance to do so.
 
-    Args:
-        url: a server that runs already and belongs to somebody else; it can be used and flushed, not stopped.
-        appendonly: keep the data over a restart (append-only file, fsync every second). Default: nothing is kept.
-        unix: listen on a UNIX socket as well, at `.unix_url`.
-        config: further directives of redis.conf, by name.
-        port: the port to listen on. Default: a free one, kept over restarts.
+    url:        a server that runs already and belongs to somebody else; it can be used and flushed, not stopped.
+    appendonly: keep the data over a restart (append-only file, fsync every second). Default: nothing is kept.
+    unix:       listen on a UNIX socket as well, at `.unix_url`.
+    config:     further directives of redis.conf, by name.
+    port:       the port to listen on. Default: a free one, kept over restarts.
     """
 
     def __init__(
