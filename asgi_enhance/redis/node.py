@@ -115,6 +115,8 @@ class Node:
         """Join the one attempt to connect, or begin it."""
         if self._retired:
             raise RedisUnavailable(f"redis {self.label}: the manager was closed")
+        if self.breaker.is_open:  # since this caller began to wait
+            raise RedisUnavailable(self._refusal)
         if self._attempt is None:
             self._attempt = self._tasks.spawn(self._try(), name=f"redis connect {self.label}")
         attempt = self._attempt

@@ -422,3 +422,19 @@ async def test_a_probe_whose_answer_is_followed_by_garbage_puts_nothing_in_servi
             await manager.execute("GET", "x")
         await until(lambda: manager.available)
         assert await manager.execute("GET", "x") == b"OK"
+
+
+async def test_a_caller_who_waits_while_the_breaker_opens_is_refused_with_the_rest() -> None:
+    connections = 0
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+
+    async with (
+        scripted(drop) as url,
+        patient(url, connect_timeout=0.5, probe_delay=10.0, max_probe_delay=10.0) as manager,
+    ):
+        with pytest.raises(RedisUnavailable, match="connection was closed"):
+            await manager.execute("GET", "x")
+        assert connections == 3
