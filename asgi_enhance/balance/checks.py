@@ -6,6 +6,7 @@ fresh, and ask themselves when it is not. Good news from elsewhere is believed o
 
 import asyncio
 import random
+from time import monotonic
 from typing import Protocol
 
 from asgi_enhance.balance.backend import Backend, Endpoint
@@ -36,7 +37,6 @@ async def watch(
     endpoint: Endpoint, check: HealthCheck, roster: Roster, rng: random.Random, board: Board | None
 ) -> None:
     """Check one backend for ever."""
-    loop = asyncio.get_running_loop()
     await asyncio.sleep(check.interval * rng.random() * JITTER)
     while True:
         told = None
@@ -44,11 +44,11 @@ async def watch(
         if board is not None and not leads:
             told = await board.verdict(endpoint)
         if told is False:
-            roster.judged(endpoint, False, loop.time())
+            roster.judged(endpoint, False, monotonic())
         elif told is None or not endpoint.checked:
             good = await probe(endpoint.backend, check)
             rise = 1 if told else check.rise
-            roster.checked(endpoint, good, loop.time(), rise=rise, fall=check.fall, uneject=check.uneject)
+            roster.checked(endpoint, good, monotonic(), rise=rise, fall=check.fall, uneject=check.uneject)
             if board is not None and leads:
                 await board.tell(endpoint)
         pause = check.fast if endpoint.verdicts else check.interval

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from time import monotonic
 from typing import Any, Literal, TypedDict
 
 from starlette.requests import Request
@@ -187,11 +188,11 @@ class LoadBalancer(Resource[Runtime]):
 
         Raises LoadBalancerError if no backend is available.
         """
-        runtime = await self.started()
-        candidates = self._roster.candidates(runtime.loop.time(), self._rng)
+        await self.started()
+        candidates = self._roster.candidates(monotonic(), self._rng)
         if not candidates:
             raise Unavailable("no backend is available")
-        endpoint = self._policy.pick(candidates, runtime.loop.time(), self._rng, key.encode())
+        endpoint = self._policy.pick(candidates, monotonic(), self._rng, key.encode())
         return endpoint.backend.url
 
     async def forward_request(self, request: Request) -> Response:

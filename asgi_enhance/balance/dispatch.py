@@ -7,6 +7,7 @@ that is already his, so that nobody overtakes him.
 import asyncio
 import random
 from dataclasses import dataclass
+from time import monotonic
 
 from asgi_enhance.asgi.scope import header
 from asgi_enhance.balance.backend import Endpoint
@@ -70,12 +71,12 @@ class Dispatcher:
         Raises UpstreamFailure when the backends asked have failed, Unavailable when none could be asked, ClientGone
         when there is nobody left to ask for.
         """
-        if exchange.head.expects_continue and not self._roster.candidates(runtime.loop.time(), self._rng):
+        if exchange.head.expects_continue and not self._roster.candidates(monotonic(), self._rng):
             raise self.none_available()  # before the client is told to go on and send its body
         if exchange.body.more and not exchange.websocket:
             await exchange.body.begin()
         exchange.on_end = self.ended
-        clock = runtime.loop.time
+        clock = monotonic  # uvloop's own time stands still within a millisecond
         tried: list[Endpoint] = []
         fresh = counted = False
         try:
@@ -235,7 +236,7 @@ class Dispatcher:
 
     def serve_queue(self, runtime: Runtime) -> None:
         """Give free slots to those who have waited longest."""
-        now = runtime.loop.time()
+        now = monotonic()
         while runtime.queue:
             waiter = runtime.queue[0]
             if waiter.future.done():
@@ -258,7 +259,7 @@ class Dispatcher:
         assert endpoint is not None
         runtime = exchange.runtime
         if isinstance(error, UpstreamFailure):
-            self._failed(endpoint, runtime.loop.time())
+            self._failed(endpoint, monotonic())
         self.give_back(endpoint, runtime)
 
     def none_available(self) -> Unavailable:

@@ -7,6 +7,7 @@ so that hedges and retries together cannot multiply an overload.
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from asgi_enhance.balance.exchange import Answer, Exchange
@@ -136,7 +137,7 @@ def _twin(dispatcher: "Dispatcher", exchange: Exchange, runtime: Runtime) -> Exc
     first = exchange.endpoint
     assert first is not None
     try:
-        endpoint = dispatcher.choose(exchange, [first], runtime.loop.time())
+        endpoint = dispatcher.choose(exchange, [first], monotonic())
     except Unavailable:
         return None
     if endpoint is None or endpoint is first:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from asgi_enhance.balance.backend import Backend, Endpoint
@@ -94,7 +95,7 @@ class Members:
         if endpoint.draining:
             endpoint.draining = False
             if runtime is not None:
-                endpoint.ramp_from = runtime.loop.time()
+                endpoint.ramp_from = monotonic()
                 runtime.stop_draining(endpoint)
             self._roster.changed()
 
@@ -129,18 +130,17 @@ class Members:
     # Reports
 
     def report(self) -> dict[str, dict[str, Any]]:
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         return {one.name: self._state(one, now) for one in self._roster.endpoints}
 
     async def health_check(self) -> dict[str, dict[str, Any]]:
         check = self._health or HealthCheck(expect=range(100, 500))
         endpoints = list(self._roster.endpoints)
-        loop = asyncio.get_running_loop()
 
         async def ask(endpoint: Endpoint) -> dict[str, Any]:
-            began = loop.time()
+            began = monotonic()
             healthy = await probe(endpoint.backend, check)
-            now = loop.time()
+            now = monotonic()
             return {"healthy": healthy, "seconds": round(now - began, 6), **self._state(endpoint, now)}
 
         reports = await asyncio.gather(*(ask(endpoint) for endpoint in endpoints))
@@ -191,7 +191,7 @@ class Members:
         for backend in wanted.values():
             endpoint = Endpoint(backend, max_connections=self._max_connections)
             if runtime is not None and endpoints:
-                endpoint.ramp_from = runtime.loop.time()
+                endpoint.ramp_from = monotonic()
             endpoints.append(endpoint)
             if runtime is not None:
                 self._watch(endpoint, runtime)
