@@ -101,7 +101,8 @@ class Cache(Resource[R], Generic[R]):
         self.flights: Flights[Any] = Flights()
         self._fetches: dict[Key, set[Fetch]] = {}
         self._searches: LRUCache[tuple[Any, ...], bytes] = LRUCache(MAX_PASSES)
-        self._passes: LRUCache[Hashable, float] = LRUCache(MAX_PASSES)
+        # By the hash of the name, for a name holds a whole URL; where two share one, somebody does not wait
+        self._passes: LRUCache[int, float] = LRUCache(MAX_PASSES)
 
     # -- values ---------------------------------------------------------------------------------------------------
 
@@ -345,15 +346,15 @@ class Cache(Resource[R], Generic[R]):
 
     def passes(self, name: Hashable) -> bool:
         """Whether the last answer to this was for one client only, so that nobody should wait for the next."""
-        until = self._passes.get(name)
+        until = self._passes.get(hash(name))
         return until is not None and self.clock() < until
 
     def remember_pass(self, name: Hashable) -> None:
         if self.hit_for_miss:
-            self._passes[name] = self.clock() + self.hit_for_miss
+            self._passes[hash(name)] = self.clock() + self.hit_for_miss
 
     def forget_pass(self, name: Hashable) -> None:
-        self._passes.pop(name, None)
+        self._passes.pop(hash(name), None)
 
     # -- what subclasses say --------------------------------------------------------------------------------------
 

@@ -61,7 +61,10 @@ class Entry(msgspec.Struct, array_like=True):
 
     @property
     def size(self) -> int:
-        return len(self.body) + 512 + sum(len(name) + len(value) + 96 for name, value in self.headers)
+        told_apart_by = sum(len(value) for value in self.vary_values if value is not None)
+        tags = sum(len(tag) + 64 for tag in self.tags)
+        fields = sum(len(name) + len(value) + 96 for name, value in self.headers)
+        return 512 + len(self.body) + fields + told_apart_by + tags
 
 
 def encode(entry: Entry) -> bytes:

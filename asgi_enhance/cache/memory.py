@@ -29,12 +29,12 @@ class Slot(Shelf):
 
     __slots__ = ("entries", "size", "varies", "visited")
 
-    def __init__(self) -> None:
+    def __init__(self, key: Key) -> None:
         super().__init__()
         self.entries: dict[Variant, Entry] = {}
         self.varies: tuple[VaryNames, ...] = ()
         """The Vary of its responses, the latest first: different ones may be in use at once."""
-        self.size = 0
+        self.size = _size_of(key)
         self.visited = False
 
     def select(self, request: Request) -> Entry | None:
@@ -157,11 +157,11 @@ class MemoryCache(Cache[Running]):
         return self.put(request, entry)
 
     def put(self, request: Request, entry: Entry) -> bool:
-        if entry.size > self.max_bytes:
+        if entry.size + _size_of(request.key) > self.max_bytes:
             return False
         slot = self._kept.get(request.key)
         if slot is None:
-            slot = Slot()
+            slot = Slot(request.key)
         else:
             assert type(slot) is Slot
             self._bytes -= slot.size
@@ -178,7 +178,7 @@ class MemoryCache(Cache[Running]):
             self._bytes -= entry.size
             slot.remove(variant)
             if not slot.entries:
-                del self._kept[request.key]
+                self._discard(request.key)
             self._gauge()
 
     async def _drop_keys(self, keys: Sequence[Key]) -> None:
@@ -289,6 +289,10 @@ class _Box:
         self.value = value
         self.size = value.size + key_size
         self.visited = False
+
+
+def _size_of(key: Key) -> int:
+    return sum(map(len, key))
 
 
 def _kept_until(slot: Slot | _Box) -> float:

@@ -8,6 +8,7 @@ import pytest
 
 from asgi_enhance.cache import Cache, CacheMiddleware, MemoryCache, RedisCache, TieredCache, cached, generate_cache_key
 from asgi_enhance.cache.core import Claim
+from asgi_enhance.cache.memory import Slot
 from asgi_enhance.errors import CacheError, ConfigError
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import http_scope, request
@@ -293,6 +294,34 @@ async def test_memory_is_bounded_by_bytes() -> None:
     assert await cache.get("key 499") is not None
 
 
+async def test_memory_is_bounded_whatever_takes_it_up() -> None:
+    """URLs, the fields that tell variants apart, tags: they come from clients, and may be long."""
+    long = b"x" * 50_000
+    origin = Origin(Answer("Cache-Control: max-age=60", "Vary: X-Tenant"))
+    cache = MemoryCache(max_bytes=1_000_000)
+    layer = CacheMiddleware(origin, cache=cache)
+    for number in range(50):
+        await request(layer, f"/?{number}{long.decode()}")
+    assert 10 < cache.stats.entries < 20
+    for number in range(50):
+        await request(layer, "/", headers=[(b"x-tenant", b"%d" % number + long)])
+    assert cache._bytes <= cache.max_bytes
+    slot = cache._kept[(b"", "http", b"testserver", b"/", b"")]
+    assert isinstance(slot, Slot)
+    assert 10 < len(slot.entries) < 20
+    await cache.purge(url="http://testserver/")
+    for number in range(50):
+        await request(layer, "/", headers=[(b"x-tenant", b"%d" % number + long)])
+    await cache._drop_keys(list(cache._kept))  # type: ignore[arg-type]
+    assert cache.stats.bytes == 0
+
+    origin.answers = [Answer("Cache-Control: no-store")]
+    for number in range(3):
+        await request(layer, f"/?{number}{long.decode()}")
+    assert len(cache._passes) == 3
+    assert all(isinstance(name, int) for name in cache._passes)
+
+
 async def test_memory_is_bounded_by_count() -> None:
     cache = MemoryCache(max_entries=10)
     for number in range(100):
@@ -409,7 +438,7 @@ async def test_a_corrupt_value_is_a_miss_and_deleted(redis: RedisManager) -> Non
         await redis.execute("SET", cache._value_key("key"), b"\x80\x04K\x01.")
         assert await cache.get("key") is None
         assert cache.stats.corrupt == 1
-        assert await redis.execute("EXISTS", redis.key("cache", "v", "key")) == 0
+        assert await redis.execute("EXISTS", cache._value_key("key")) == 0
 
 
 async def test_entries_in_redis_expire_there(redis: RedisManager) -> None:

@@ -191,7 +191,7 @@ def _obstacle(
     if options.set_cookie == "refuse" and not _COOKIES.isdisjoint(index):
         return "set-cookie"
     for name, value in response.headers:
-        if not name or _UNSAFE_BYTES.search(value):
+        if not name or _UNSAFE_BYTES.search(name) or _UNSAFE_BYTES.search(value):
             return "invalid-field"
     return _personal(request, index, directives, options) if shared else None
 
