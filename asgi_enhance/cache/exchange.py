@@ -45,6 +45,7 @@ class Exchange:
         "_flight",
         "_layer",
         "_receive",
+        "_received_body",
         "_request",
         "_requested",
         "_rule",
@@ -217,13 +218,13 @@ class Exchange:
             layer.stats.validations += 1
         else:
             layer.stats.misses += 1
-        self._withheld = self._started = False
+        self._withheld = self._started = self._received_body = False
         self._copy: BodyCopy | None = None
         self._draft: Entry | None = None
         self._requested, self._timer = cache.clock(), time.perf_counter()
         self._fetch = fetch = await cache.fetch(request)
         try:
-            await layer.app(self._inner_scope(), self._receive, self._on_message)
+            await layer.app(self._inner_scope(), self._watch, self._on_message)
         except Exception as error:
             if self._flight is not None:
                 self._flight.fail()
@@ -244,6 +245,14 @@ class Exchange:
         if self._validating:
             scope = derived(scope, headers=conditional.asking(self._request.headers, self._entry))
         return scope
+
+    async def _watch(self) -> Message:
+        """A GET over HTTP/2 may have a body that no field announces, and what is made of it is for nobody else."""
+        message = await self._receive()
+        if message.get("body"):
+            self._received_body = True
+            self._give_up()
+        return message
 
     async def _on_message(self, message: Message) -> None:
         kind = message["type"]
@@ -275,7 +284,9 @@ class Exchange:
         response = Received(code, headers, self._requested, now, trailers=message.get("trailers", False))
         if self._request.method == "HEAD":
             await self._learn_from_head(response)
-        verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
+        verdict: Entry | Refusal = Refusal("request-body")
+        if not self._received_body:
+            verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
         detail = None
         if isinstance(verdict, Refusal):
             self._layer.stats.refused += self._request.method == "GET"
@@ -317,6 +328,8 @@ class Exchange:
     async def _keep(self, entry: Entry) -> None:
         entry.render_time = time.perf_counter() - self._timer
         assert self._fetch is not None
+        if self._received_body:
+            self._fetch.void = True
         kept = await self._cache.store(self._request, entry, self._fetch)
         if self._flight is not None:
             usable = not self._fetch.void and self._cache.clock() < entry.fresh_until
@@ -382,7 +395,7 @@ class Exchange:
         """An unsafe method: the app decides, and what it changes goes before the client hears of it."""
         self._why = "method"
 
-        self._withheld = self._started = self._validating = False
+        self._withheld = self._started = self._validating = self._received_body = False
         self._copy, self._draft = None, None
         self._requested, self._timer = self._cache.clock(), time.perf_counter()
         try:

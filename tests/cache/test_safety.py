@@ -10,7 +10,7 @@ import pytest
 
 from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule
 from asgi_enhance.testing.driver import request
-from tests.cache.origin import Answer, Origin, fields
+from tests.cache.origin import Answer, Clock, Origin, fields
 
 FRESH = "Cache-Control: max-age=60"
 
@@ -136,6 +136,25 @@ async def test_a_response_with_trailers_is_not_kept(cache: Cache[Any]) -> None:
 
 async def test_the_response_to_a_get_with_a_body_is_not_kept(cache: Cache[Any]) -> None:
     await never_kept(cache, Answer(FRESH), body=b"q=1")
+
+
+async def test_the_response_to_a_get_with_a_body_that_no_field_announces_is_not_kept(cache: Cache[Any]) -> None:
+    """As HTTP/2 allows it."""
+    origin = Origin(Answer(FRESH, body=b"poisoned"), Answer(FRESH, body=b"clean"))
+    layer = CacheMiddleware(origin, cache=cache)
+    assert (await request(layer, "/", body=b"q=1")).header("cache-status").endswith("detail=request-body")  # type: ignore[union-attr]
+    assert (await request(layer, "/")).body == b"clean"
+
+
+async def test_a_validation_with_a_body_freshens_nothing_for_others(cache: Cache[Any], clock: Clock) -> None:
+    origin = Origin(
+        Answer(FRESH, 'ETag: "1"'), Answer(FRESH, "X: poisoned", status=304), Answer(FRESH, "X: clean", status=304)
+    )
+    layer = CacheMiddleware(origin, cache=cache)
+    await request(layer, "/")
+    clock.step(61)
+    await request(layer, "/", body=b"q=1")
+    assert (await request(layer, "/")).header("x") == "clean"
 
 
 async def test_a_get_with_a_body_is_not_answered_from_the_store(cache: Cache[Any]) -> None:
