@@ -10,6 +10,7 @@ from asgi_enhance.asgi.types import Message, Scope, Send
 from asgi_enhance.ratelimit.bound import BoundRule
 from asgi_enhance.ratelimit.core import RateLimiter
 from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand
+from asgi_enhance.ratelimit.policy import MAX_LIMIT
 
 logger = logging.getLogger("asgi_enhance.ratelimit")
 
@@ -98,6 +99,9 @@ class Lease:
             if rule.rule.charge is None:
                 continue
             units = rule.rule.charge(self._scope, status)
+            if not isinstance(units, int) or abs(units) > MAX_LIMIT:
+                logger.error("rule %r: charge must be a whole number, not %r; nothing is charged", rule.name, units)
+                continue
             taken = [demand for demand in demands if demand.role == TAKE]
             if units > 0:
                 await self._limiter.charge(tuple(replace(demand, cost=units) for demand in taken))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -278,6 +279,21 @@ async def test_a_rule_that_has_no_time_to_wait_for_is_not_waited_for() -> None:
     layer = limited(rule, default="2/minute")
     assert [(await request(layer)).status for _ in range(3)] == [200, 200, 429]
     assert layer.limiter.stats.delayed == 1
+
+
+@pytest.mark.parametrize("units", [None, 0.5, math.nan, math.inf, MAX_LIMIT + 1])
+async def test_a_charge_that_is_none_charges_nothing_and_hurts_nobody(
+    units: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = [
+        Rule("9/minute", name="odd", charge=lambda scope, status: units),
+        Rule("9/minute", name="even", charge=lambda scope, status: 2),
+    ]
+    layer = RateLimitMiddleware(hello, rules, default=None)
+    await request(layer)
+    left = {name: room for name, (room, _) in limits_of(await request(layer)).items()}
+    assert left == {"odd": 7, "even": 5}
+    assert "'odd': charge must be a whole number" in caplog.text
 
 
 async def test_a_shadow_rule_refuses_nobody_and_counts(caplog: pytest.LogCaptureFixture) -> None:
