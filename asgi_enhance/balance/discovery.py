@@ -39,7 +39,7 @@ class DnsName:
         while True:
             try:
                 backends = await self.resolve()
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the second for what cannot be a name
                 logger.warning("cannot resolve %s, its last addresses stay: %s", self.pattern.hostname, error)
             else:
                 if backends and backends != last:

@@ -262,6 +262,11 @@ async def test_a_name_is_resolved_by_the_loop_and_its_host_is_kept() -> None:
         await app.balancer.close()
 
 
+async def test_a_name_that_cannot_be_one_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with LoadBalancer(["dns+http://a..b:80"], poll=0.01):
+        await until(lambda: caplog.text.count("cannot resolve a..b") >= 2)
+
+
 async def pieces() -> AsyncIterator[bytes]:
     yield b"one,"
     yield b"two"
