@@ -96,6 +96,14 @@ async def test_84_a_subprotocol_nobody_offered_is_a_502() -> None:
     assert (await _denial(answer))[0] == 502
 
 
+async def test_86_an_interim_response_is_no_refusal() -> None:
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n")
+
+    assert (await _denial(answer))[0] == 502
+
+
 async def test_85_fields_of_the_backends_handshake_reach_the_client(ws: str) -> None:
     def add(connection: ServerConnection, request: Request, response: Response) -> None:
         response.headers["Set-Cookie"] = "a=1"

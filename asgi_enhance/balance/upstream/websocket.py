@@ -69,6 +69,9 @@ class WebSocketUpstream:
                 await connection.handshake(user_agent_header=None)
             except InvalidStatus as refusal:
                 response = refusal.response
+                if response.status_code < 200:
+                    text = "an interim response to a WebSocket's handshake"
+                    raise UpstreamFailure(text, error="http_protocol_error") from None
                 return WebSocketAnswer(response.status_code, response.headers, bytes(response.body), connection)
             except Exception as error:
                 text = f"the backend's WebSocket handshake failed: {error}"
