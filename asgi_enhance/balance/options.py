@@ -48,7 +48,7 @@ class Limits:
     max_queue:         requests waiting for a free backend. Default: 1024 (Envoy's max_pending_requests).
     max_body:          bytes of a request body. Default: none; the backend knows best.
     max_target:        bytes of path and query. Default: 16384.
-    max_response_head: bytes of a response's head with all its interim responses. Default: 65536.
+    max_response_head: bytes of a response's head with all its interim responses, and of its trailers. Default: 65536.
     max_message:       bytes of a WebSocket message. Default: 16 MiB (uvicorn).
     replay:            bytes of a request body kept for another try. Default: 65536.
     """
