@@ -161,7 +161,8 @@ class RealTimeStreamProcessor(Resource[Node]):
 
         The message's id if the group keeps a history: it is accepted then, and everyone gets it or a reset. Raises
         RedisUnavailable if it may not have been accepted; the same call with the same idempotency key is safe. None
-        if the group keeps no history: it is delivered at most once, in this process in any case.
+        if the group keeps no history: it is delivered at most once, in this process in any case. Without Redis, a
+        history that would be one group more than `limits.groups` raises WebSocketError.
         """
         node = await self.started()
         return await node.publish(

@@ -15,7 +15,7 @@ from asgi_enhance.broadcast.hub import Hub
 from asgi_enhance.broadcast.log import Position
 from asgi_enhance.broadcast.policy import Action, TokenBucket, checked_name
 from asgi_enhance.broadcast.wire import Frame, asgi_message, control, decode, encode
-from asgi_enhance.errors import EnhanceError, RedisUnavailable
+from asgi_enhance.errors import EnhanceError, RedisUnavailable, WebSocketError
 
 logger = logging.getLogger("asgi_enhance.broadcast")
 
@@ -153,7 +153,7 @@ class Inbound:
             self._reject(connection, error.code, str(error), ref)
         except ValueError as error:  # a name that is not fit to be one, a key without a history
             self._reject(connection, "bad-message", str(error), ref)
-        except RedisUnavailable:
+        except (RedisUnavailable, WebSocketError):  # Redis is away, or a limit of the process is reached
             self._reject(connection, "unavailable", "try again later", ref)
         except Exception:
             logger.exception("a request of client %r failed", connection.client_id)

@@ -6,6 +6,7 @@ from asgi_enhance.broadcast.hub import Group, Hub, publication
 from asgi_enhance.broadcast.log import Entry, GroupLog, Position, new_epoch
 from asgi_enhance.broadcast.policy import HistoryRules
 from asgi_enhance.broadcast.wire import Publication, pack
+from asgi_enhance.errors import WebSocketError
 
 
 class Transport(Protocol):
@@ -80,6 +81,8 @@ class LocalTransport:
         if found is None:
             if self._rules(group) is None:
                 return None  # nobody listens, and nothing is kept
+            if len(self._hub.groups) >= self._hub.shared.limits.groups:
+                raise WebSocketError("too many groups")
             found = self._hub.group(group)
         log = self._with_log(found)
         if log is None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from asgi_enhance.asgi.types import Receive, Scope, Send
-from asgi_enhance.broadcast import BroadcastRouter, Limits, RealTimeStreamProcessor
+from asgi_enhance.broadcast import BroadcastRouter, History, Limits, RealTimeStreamProcessor
 from asgi_enhance.errors import WebSocketError
 from asgi_enhance.testing.driver import Driver, Lifetime, Response, WebSocket, http_scope, request, websocket_scope
 from tests.broadcast.helpers import client, until
@@ -243,6 +243,17 @@ async def test_a_connection_that_is_refused_half_way_holds_none_of_its_groups() 
     async with RealTimeStreamProcessor(limits=Limits(groups=1)) as processor:
         assert await refused(BroadcastRouter(processor=processor), "/ws/ann?group=a&group=b") == 503
         assert processor.stats.groups == 0
+
+
+async def test_publishing_makes_no_more_groups_than_allowed() -> None:
+    history, limits = {"*": History()}, Limits(groups=2)
+    async with RealTimeStreamProcessor(history=history, limits=limits, authorize=lambda *asked: True) as processor:
+        async with client(BroadcastRouter(processor=processor)) as ann:
+            for group in ("a", "b", "c", "a"):
+                ann.send_json({"type": "publish", "group": group, "data": 1})
+            answers = [await ann.receive_json() for _ in range(4)]
+        assert [answer.get("code") for answer in answers] == [None, None, "unavailable", None]
+        assert processor.stats.groups == 2
 
 
 async def test_connections_that_come_and_go_leave_nothing() -> None:
