@@ -7,7 +7,7 @@ task takes the suspended `send` over, and what comes meanwhile waits in the outb
 
 import asyncio
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from asgi_enhance.asgi.tasks import Tasks
@@ -129,7 +129,7 @@ class Connection:
             if sending is None or hasattr(sending, "send"):
                 self._broken()
             else:  # a server whose `send` begins by itself and gives a future
-                self._write_later(_finish(sending))
+                self._write_later(sending)
         else:
             self._write_later(_resume(sending, waits_for))
 
@@ -191,11 +191,11 @@ class Connection:
                 self.lost = self.lost or set()
                 self.lost.add(each.group)
 
-    def _write_later(self, begun: Coroutine[Any, Any, None] | None) -> None:
+    def _write_later(self, begun: Awaitable[None] | None) -> None:
         self._stuck_since = self._shared.loop.time()
         self._writer = self._shared.tasks.spawn(self._write(begun), name=f"broadcast writer {self.client_id}")
 
-    async def _write(self, begun: Coroutine[Any, Any, None] | None) -> None:
+    async def _write(self, begun: Awaitable[None] | None) -> None:
         try:
             if begun is not None:
                 await begun
@@ -256,7 +256,3 @@ def _resume(sending: Any, waits_for: Any) -> Generator[Any, Any, None]:
         sending.close()
         raise
     yield from sending
-
-
-async def _finish(sending: Awaitable[None]) -> None:
-    await sending

@@ -1,6 +1,8 @@
 """Sockets that the user's own framework has accepted."""
 
 import asyncio
+import gc
+import warnings
 from collections.abc import Awaitable
 
 import pytest
@@ -124,3 +126,17 @@ async def test_a_send_that_fails_ends_its_own_connection_only(send: Send) -> Non
         assert got == ["1", "2"]
         assert processor.stats.connections == 1
         await processor.remove_connection("bob")
+
+
+async def test_a_send_that_gives_a_future_may_be_let_go_before_anybody_waits_for_it() -> None:
+    def begins_by_itself(message: Message) -> Awaitable[None]:
+        return asyncio.get_running_loop().create_future()
+
+    async with RealTimeStreamProcessor() as processor:
+        await processor.add_connection("ann", (nothing, begins_by_itself), listen=False)
+        await processor.send_to_client("ann", 1)
+        await processor.remove_connection("ann")
+        assert processor.stats.connections == 0
+        with warnings.catch_warnings():  # a coroutine that was never awaited says so as it is collected
+            warnings.simplefilter("error")
+            gc.collect()
