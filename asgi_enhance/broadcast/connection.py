@@ -249,10 +249,16 @@ class Connection:
 
 @types.coroutine
 def _resume(sending: Any, waits_for: Any) -> Generator[Any, Any, None]:
-    """Go on with a coroutine that was advanced once by hand and gave `waits_for`."""
+    """Go on with a coroutine that was advanced by hand and gave `waits_for`. It hears of errors and cancellation."""
     try:
         yield waits_for
-    except BaseException:
-        sending.close()
-        raise
-    yield from sending
+    except BaseException as error:
+        thrown = error
+    else:
+        yield from sending
+        return
+    try:
+        waits_for = sending.throw(thrown)
+    except StopIteration:
+        return
+    yield from _resume(sending, waits_for)

@@ -140,3 +140,32 @@ async def test_a_send_that_gives_a_future_may_be_let_go_before_anybody_waits_for
         with warnings.catch_warnings():  # a coroutine that was never awaited says so as it is collected
             warnings.simplefilter("error")
             gc.collect()
+
+
+async def test_a_send_that_waits_hears_of_what_it_waited_for_and_of_its_end() -> None:
+    heard: list[str] = []
+    waiting: list[asyncio.Future[None]] = []
+
+    async def wait() -> None:
+        waiting.append(asyncio.get_running_loop().create_future())
+        await waiting[-1]
+
+    async def tries_again(message: Message) -> None:
+        try:
+            await wait()
+        except OSError:
+            heard.append("failed")
+        try:
+            await wait()
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    async with RealTimeStreamProcessor() as processor:
+        await processor.add_connection("ann", (nothing, tries_again), listen=False)
+        await processor.send_to_client("ann", 1)
+        await asyncio.sleep(0)
+        waiting[0].set_exception(OSError())
+        await until(lambda: len(waiting) == 2)
+        await processor.remove_connection("ann")
+    assert heard == ["failed", "cancelled"]
