@@ -29,6 +29,9 @@ from asgi_enhance.errors import CacheError, ConfigError
 MAX_PASSES: Final = 10_000
 """How many names are remembered as hit-for-miss."""
 
+MAX_SAID_BEFORE: Final = 4
+"""How many former words of a path on its queries are remembered: it may come back to them."""
+
 R = TypeVar("R", bound="Running")
 
 
@@ -102,6 +105,7 @@ class Cache(Resource[R], Generic[R]):
         self._fetches: dict[Key, set[Fetch]] = {}
         self._searches: LRUCache[tuple[Any, ...], bytes] = LRUCache(MAX_PASSES)
         # By the hash of the name, for a name holds a whole URL; where two share one, somebody does not wait
+        self._said_before: LRUCache[tuple[Any, ...], tuple[bytes, ...]] = LRUCache(MAX_PASSES)
         self._passes: LRUCache[int, float] = LRUCache(MAX_PASSES)
 
     # -- values ---------------------------------------------------------------------------------------------------
@@ -267,6 +271,9 @@ class Cache(Resource[R], Generic[R]):
         """Learn from a response which queries of its path are one, and keep it under the key of them all."""
         place = request.url[:4]
         search = parse(entry.no_vary_search)
+        said = self._searches.get(place)
+        if said is not None and said != entry.no_vary_search:
+            self._said_before[place] = (said, *self._said_before.get(place, ()))[:MAX_SAID_BEFORE]
         if search is None:
             self._searches.pop(place, None)
             request.key = request.url
@@ -308,10 +315,12 @@ class Cache(Resource[R], Generic[R]):
         await self._drop_keys(keys)
 
     def _spellings(self, key: Key) -> list[Key]:
-        """A key, and the one it is kept under if its query makes no difference."""
-        said = self._searches.get(key[:4])
-        search = parse(said) if said is not None else None
-        return [key] if search is None else [key, (*key[:4], simplified(key[4], search))]
+        """A key, and those it is or was kept under if its query makes no difference."""
+        place, found = key[:4], {key: None}
+        for said in (self._searches.get(place, b""), *self._said_before.get(place, ())):
+            if (search := parse(said)) is not None:
+                found[*place, simplified(key[4], search)] = None
+        return list(found)
 
     async def purge(
         self,

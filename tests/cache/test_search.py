@@ -92,6 +92,23 @@ async def test_a_write_reaches_the_response_that_queries_share(any_cache: Cache[
         assert (await request(layer, "/?a&utm=2")).body == b"new"
 
 
+async def test_a_write_reaches_the_response_whatever_was_said_since(any_cache: Cache[Any]) -> None:
+    search = 'No-Vary-Search: params=("utm")'
+    origin = Origin(
+        Answer(FRESH, search, body=b"old"),
+        Answer(FRESH, body=b"another query, without the field"),
+        Answer(),
+        Answer(FRESH, search, body=b"and with it"),
+        Answer(FRESH, search, body=b"new"),
+    )
+    layer = CacheMiddleware(origin, cache=any_cache)
+    for path in ("/?a", "/?b"):
+        await request(layer, path)
+    await request(layer, "/?a", method="POST")
+    await request(layer, "/?c")
+    assert (await request(layer, "/?a")).body == b"new"
+
+
 async def test_a_response_that_says_it_no_more_ends_it(any_cache: Cache[Any]) -> None:
     origin = Origin(
         Answer("Cache-Control: max-age=0", 'ETag: "a"', "No-Vary-Search: params", body=b"a"),
