@@ -52,7 +52,9 @@ def cached(
             bound.apply_defaults()
             # msgpack tells 1 from "1" and ("a", "b") from "ab"; Python's hash is another in every process
             try:
-                packed = msgspec.msgpack.encode((bound.args, bound.kwargs), order="deterministic")
+                # but not Decimal("1") from "1", nor two structures with the same fields: their types do
+                kinds = ([_kind(value) for value in bound.args], {n: _kind(v) for n, v in bound.kwargs.items()})
+                packed = msgspec.msgpack.encode((kinds, bound.args, bound.kwargs), order="deterministic")
             except (TypeError, ValueError, OverflowError) as error:
                 raise CacheError(f"the arguments of {name} make no key: {error}; give `key`") from error
             return f"{name}:{blake2b(packed, digest_size=16).hexdigest()}"
@@ -77,3 +79,7 @@ def cached(
         return wrapper
 
     return decorate
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

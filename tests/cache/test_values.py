@@ -1,6 +1,7 @@
 """Caches as the users' own code sees them, and what all of them promise."""
 
 import asyncio
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -466,6 +467,22 @@ async def test_a_cached_function_is_called_once_for_the_same_arguments() -> None
     await double.forget(1)  # type: ignore[attr-defined]
     await double(1)
     assert calls == [1, "1", 1]
+
+
+async def test_arguments_of_two_types_are_two_calls() -> None:
+    class Reader(msgspec.Struct):
+        number: int
+
+    class Writer(msgspec.Struct):
+        number: int
+
+    @cached(ttl=60)
+    async def name(of: Any, **more: Any) -> str:
+        return type(of).__name__
+
+    assert [await name(Reader(1)), await name(Writer(1))] == ["Reader", "Writer"]
+    assert [await name("1"), await name(Decimal(1))] == ["str", "Decimal"]
+    assert name.key(1, a=1, b="2") == name.key(1, b="2", a=1)  # type: ignore[attr-defined]
 
 
 async def test_a_cached_function_can_make_its_own_key() -> None:
