@@ -13,24 +13,11 @@ from functools import lru_cache
 from typing import Literal
 
 from asgi_enhance.asgi.address import ClientAddress
-from asgi_enhance.asgi.types import Headers, Scope
+from asgi_enhance.asgi.types import HOP_BY_HOP, Headers, Scope
 from asgi_enhance.balance.failure import Rejected, UpstreamFailure
 from asgi_enhance.errors import ConfigError
 
-HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
+NOT_FORWARDED = HOP_BY_HOP | {b"http2-settings"}
 
 _SAID_BY_PROXIES = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"via"})
 _HINTS = frozenset(
@@ -47,7 +34,7 @@ _HINTS = frozenset(
         b"x-real-ip",
     }
 )
-_SPECIAL = HOP_BY_HOP | _SAID_BY_PROXIES | _HINTS | {b"content-length", b"expect", b"host", b"max-forwards"}
+_SPECIAL = NOT_FORWARDED | _SAID_BY_PROXIES | _HINTS | {b"content-length", b"expect", b"host", b"max-forwards"}
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*\Z")  # RFC 3986, 3.2.2; anything else is a 400 (RFC 9112, 3.2)
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
@@ -114,7 +101,7 @@ class HeaderRules:
         self._via = forwarding.via.encode()
         self._via_line = (b"via", b"1.1 " + self._via)
         dropped = {b"date", b"server"} if forwarding.server_fields == "drop" else set()
-        self._response_special = HOP_BY_HOP | dropped
+        self._response_special = NOT_FORWARDED | dropped
         self._plain = forwarding.x_forwarded and not forwarding.forwarded and not self._believes
         self._for = lru_cache(maxsize=4096)(_for)
 

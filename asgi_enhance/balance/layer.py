@@ -12,7 +12,7 @@ from asgi_enhance.balance.backend import Backend
 from asgi_enhance.balance.core import LoadBalancer, Options
 from asgi_enhance.balance.exchange import Exchange
 from asgi_enhance.balance.failure import ClientGone, Rejected, Unavailable, UpstreamFailure, problem
-from asgi_enhance.balance.headers import HOP_BY_HOP
+from asgi_enhance.balance.headers import NOT_FORWARDED
 from asgi_enhance.balance.response import stream
 from asgi_enhance.balance.websocket import proxy_websocket
 from asgi_enhance.errors import ConfigError
@@ -20,7 +20,7 @@ from asgi_enhance.errors import ConfigError
 logger = logging.getLogger("asgi_enhance.balance")
 
 _SPECIAL = frozenset({"CONNECT", "OPTIONS", "TRACE"})
-_NOT_IN_TRAILERS = HOP_BY_HOP | {b"content-length", b"content-encoding", b"content-type", b"host", b"set-cookie"}
+_NOT_IN_TRAILERS = NOT_FORWARDED | {b"content-length", b"content-encoding", b"content-type", b"host", b"set-cookie"}
 
 
 class LoadBalanceApp:

@@ -11,7 +11,7 @@ from typing import Final
 from asgi_enhance.asgi.types import Headers, RawHeaders
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.policy import fields
-from asgi_enhance.cache.policy.storing import HOP_BY_HOP
+from asgi_enhance.cache.policy.storing import CONNECTION_ONLY
 from asgi_enhance.cache.request import Request
 
 _TAG: Final = re.compile(rb'(?:W/)?"[^"]*"|[^,\s]+')
@@ -75,7 +75,7 @@ def updated(entry: Entry, headers: RawHeaders) -> Headers:
     """The stored fields, updated by those of a 304 or of a response to HEAD."""
     connection = {name.lower() for name in fields.members(fields.values(headers, b"connection"))}
     fresh = [(name.lower(), value) for name, value in headers]
-    fresh = [(n, v) for n, v in fresh if n not in _OF_THE_BODY and n not in HOP_BY_HOP and n not in connection]
+    fresh = [(n, v) for n, v in fresh if n not in _OF_THE_BODY and n not in CONNECTION_ONLY and n not in connection]
     # Without a Date of its own the new answer was made now, not when the old one was
     replaced = {name for name, _ in fresh} | {b"date"}
     return [(name, value) for name, value in entry.headers if name.lower() not in replaced] + fresh

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from asgi_enhance.asgi.types import Headers, RawHeaders
+from asgi_enhance.asgi.types import HOP_BY_HOP, Headers, RawHeaders
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.policy import fields, freshness, vary
 from asgi_enhance.cache.policy.fields import Directives, Index
@@ -17,20 +17,7 @@ from asgi_enhance.cache.policy.options import Options
 from asgi_enhance.cache.request import Request, resolved
 from asgi_enhance.cache.rules import CacheRule
 
-HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authentication-info",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
+CONNECTION_ONLY: Final = HOP_BY_HOP | {b"proxy-authentication-info"}
 """RFC 9111 3.1: these belong to one connection, not to the response."""
 
 UNDERSTOOD: Final = frozenset(
@@ -150,7 +137,7 @@ KEEP_TO_VALIDATE: Final = 3600.0
 def _replayable(headers: RawHeaders, index: Index, omitted: frozenset[bytes]) -> tuple[tuple[bytes, bytes], ...]:
     """The fields that are part of the stored response: without those of a connection, and without Age."""
     own = {name.lower() for name in fields.members(index.get(b"connection", ()))}
-    dropped = HOP_BY_HOP | own | omitted | {b"age"}
+    dropped = CONNECTION_ONLY | own | omitted | {b"age"}
     return tuple((bytes(name), bytes(value)) for name, value in headers if name.lower() not in dropped)
 
 
