@@ -27,6 +27,7 @@ import uvloop
 
 from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
 from asgi_enhance.testing.live import LiveServer, free_port
+from benchmarks.harness import Table, progress, show
 
 BACKEND = "BENCHMARK_BACKEND"
 SMALL = b'{"message": "hello world"}\n'
@@ -287,7 +288,7 @@ async def main(*, quick: bool) -> None:
         proxies: dict[str, tuple[int, list[int]]] = {}
         for name in _APPS:
             if name in _NEEDS and importlib.util.find_spec(_NEEDS[name]) is None:
-                print(f"{name}: not installed, left out")
+                show(f"{name}: not installed, left out.")
                 continue
             server = LiveServer(
                 f"benchmarks.balance:{name}",
@@ -300,7 +301,7 @@ async def main(*, quick: bool) -> None:
         if shutil.which("nginx"):
             proxies["nginx"] = stack.enter_context(_nginx(backend_port))
         else:
-            print("nginx: not installed, left out")
+            show("nginx: not installed, left out.")
         for job in jobs:
             results = {name: Result() for name in proxies}
             for number in range(rounds + 1):
@@ -312,7 +313,8 @@ async def main(*, quick: bool) -> None:
                     port, pids = proxies[name]
                     operations = max(CONNECTIONS, job.operations // _SLOWER.get(name, 1))
                     await _run(port, pids, job, operations, results[name] if number else Result())
-            _print(job, results)
+                progress(job.name, number + 1, rounds + 1)
+            show(_table(job, results))
 
 
 def _request(method: bytes, path: bytes, body: bytes = b"") -> bytes:
@@ -325,18 +327,17 @@ def _request(method: bytes, path: bytes, body: bytes = b"") -> bytes:
     )
 
 
-def _print(job: Job, results: Mapping[str, Result]) -> None:
+def _table(job: Job, results: Mapping[str, Result]) -> Table:
     ours = statistics.mean(results["ours"].cpu)
-    print(f"\n| {job.name}, {CONNECTIONS} at once | CPU µs | ours ÷ it | requests/s | p50 ms | p99 ms |")
-    print("|---|---:|---:|---:|---:|---:|")
+    columns = {"CPU µs": ".0f", "ours ÷ it": ".3g", "requests/s": ",.0f", "p50 ms": ".1f", "p99 ms": ".1f"}
+    rows: dict[str, list[float | str | None]] = {}
     for name, result in results.items():
         if result.cpu:
             times = sorted(result.times)
             cpu = statistics.mean(result.cpu)  # the kernel counts in ticks: a mean sees more of them
-            print(
-                f"| {name} | {cpu * 1e6:.0f} | {ours / cpu:.2f} | {statistics.median(result.rate):,.0f} "
-                f"| {times[len(times) // 2] * 1e3:.1f} | {times[int(len(times) * 0.99)] * 1e3:.1f} |"
-            )
+            p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
+            rows[name] = [cpu * 1e6, ours / cpu, statistics.median(result.rate), p50 * 1e3, p99 * 1e3]
+    return Table(f"{job.name}, {CONNECTIONS} at once", columns, rows, drawn="CPU µs")
 
 
 if __name__ == "__main__":

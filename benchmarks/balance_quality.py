@@ -9,7 +9,6 @@ E. How many keys move when one of ten backends goes, and how even the rest is.
 F. Bounded load: keys by Zipf's law, and how far the busiest backend is above the mean.
 """
 
-import argparse
 import heapq
 import random
 from bisect import bisect_left
@@ -19,6 +18,7 @@ from itertools import accumulate
 
 from asgi_enhance.balance.backend import Backend, Endpoint
 from asgi_enhance.balance.policy import IpHash, LeastConnections, PeakEwma, Policy, RoundRobin
+from benchmarks.harness import Table, arguments, progress, show
 
 PENALTY = 1.0
 """Seconds a failure counts for, the default of `Ejection.penalty`."""
@@ -111,47 +111,51 @@ def _finish(
     outcome.good += good and now - began < 1.0
 
 
-def slow_server(scale: float) -> None:
+def slow_server(scale: float) -> Table:
     def service(index: int, now: float, rng: random.Random) -> tuple[float, bool]:
         slow = index == 0 and 15 * scale <= now < 45 * scale
         return (2.0 if slow else max(0.0, rng.gauss(0.167, 0.005))), True
 
-    print("\n| A. one of 11 slow, 1000/s | success under 1 s | published |\n|---|---:|---:|")
     published = {"round-robin": "95 %", "least-connections": "99 %", "peak-ewma (default)": "99.9 %"}
+    rows: dict[str, list[float | str | None]] = {}
     for name, make in POLICIES.items():
         outcome = simulate(make, backends=11, rate=1000, seconds=60 * scale, service=service)
-        print(f"| {name} | {100 * outcome.good / len(outcome.latencies):.2f} % | {published[name]} |")
+        rows[name] = [outcome.good / len(outcome.latencies), published[name]]
+    return Table("A. one of 11 slow, 1000/s", {"success under 1 s": ".2%", "published": ""}, rows)
 
 
-def heterogeneous(scale: float) -> None:
+def heterogeneous(scale: float) -> Table:
     def service(index: int, now: float, rng: random.Random) -> tuple[float, bool]:
         return rng.expovariate(1 / (0.200 if index < 2 else 0.050)), True
 
     capacity = 8 * 4 / 0.050 + 2 * 4 / 0.200
-    print("\n| B. two of 10 four times slower | load | p50 ms | p99 ms | p99.9 ms |\n|---|---:|---:|---:|---:|")
+    columns = {"p50 ms": ",.0f", "p99 ms": ",.0f", "p99.9 ms": ",.0f"}
+    rows: dict[str, list[float | str | None]] = {}
     for load in (0.8, 0.95):
         for name, make in POLICIES.items():
             outcome = simulate(
                 make, backends=10, rate=load * capacity, seconds=120 * scale, service=service, workers=4, proxies=4
             )
-            figures = " | ".join(f"{1000 * outcome.percentile(share):,.0f}" for share in (0.5, 0.99, 0.999))
-            print(f"| {name} | {load} | {figures} |")
+            rows[f"{name}, load {load}"] = [1000 * outcome.percentile(share) for share in (0.5, 0.99, 0.999)]
+    return Table("B. two of 10 four times slower", columns, rows, drawn="p99 ms")
 
 
-def black_hole(scale: float) -> None:
+def black_hole(scale: float) -> Table:
     def service(index: int, now: float, rng: random.Random) -> tuple[float, bool]:
         return (0.001, False) if index == 0 else (rng.expovariate(1 / 0.050), True)
 
-    print("\n| C. one of 10 fails in 1 ms | its share of the traffic |\n|---|---:|")
+    rows: dict[str, list[float | str | None]] = {}
     for name, make in POLICIES.items():
         outcome = simulate(make, backends=10, rate=400, seconds=120 * scale, service=service)
-        print(f"| {name} | {100 * outcome.shares[0] / sum(outcome.shares):.2f} % |")
+        rows[name] = [outcome.shares[0] / sum(outcome.shares)]
+    return Table("C. one of 10 fails in 1 ms", {"its share of the traffic": ".2%"}, rows)
 
 
-def key_movement(scale: float) -> None:
+def key_movement(scale: float) -> Table:
     keys = [b"key-%d" % number for number in range(int(40_000 * scale))]
     rng = random.Random(1)
-    print("\n| E. one of N goes | keys moved | of them without need | max ÷ mean |\n|---|---:|---:|---:|")
+    columns = {"keys moved": ".1%", "of them without need": ".1%", "max ÷ mean": ".2f"}
+    rows: dict[str, list[float | str | None]] = {}
     for count in (10, 50):
         policy = IpHash(bound=1e9)
         endpoints = members(count)
@@ -162,16 +166,14 @@ def key_movement(scale: float) -> None:
         moved = sum(one is not other for one, other in zip(before, after, strict=True))
         extra = sum(one is not other and one is not gone for one, other in zip(before, after, strict=True))
         size = len(keys)
-        print(
-            f"| rendezvous, N = {count} | {100 * moved / size:.1f} % | {100 * extra / size:.1f} % "
-            f"| {max(homes) * count / size:.2f} |"
-        )
+        rows[f"rendezvous, N = {count}"] = [moved / size, extra / size, max(homes) * count / size]
+    return Table("E. one of N goes", columns, rows)
 
 
-def bounded_load(scale: float) -> None:
+def bounded_load(scale: float) -> Table:
     requests, in_flight = int(40_000 * scale), 400
     cumulative = list(accumulate(1 / (rank + 1) ** 1.1 for rank in range(10_000)))
-    print("\n| F. Zipf 1.1, 10 backends | peak ÷ mean | at home |\n|---|---:|---:|")
+    rows: dict[str, list[float | str | None]] = {}
     for bound in (1e9, 2.0, 1.5, 1.25):
         rng = random.Random(1)
         policy, free = IpHash(bound=bound), IpHash(bound=1e9)
@@ -191,15 +193,16 @@ def bounded_load(scale: float) -> None:
             if len(active) >= in_flight:
                 peak = max(peak, endpoint.in_flight * 10 / in_flight)
         name = "none" if bound > 1e6 else f"{bound}"
-        print(f"| bound {name} | {peak:.2f} | {100 * home / requests:.0f} % |")
+        rows[f"bound {name}"] = [peak, home / requests]
+    return Table("F. Zipf 1.1, 10 backends", {"peak ÷ mean": ".2f", "at home": ".0%"}, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the time")
-    scale = 0.1 if parser.parse_args().quick else 1.0
-    for experiment in (slow_server, heterogeneous, black_hole, key_movement, bounded_load):
-        experiment(scale)
+    scale = 0.1 if arguments((__doc__ or "").partition("\n")[0]).quick else 1.0
+    experiments = (slow_server, heterogeneous, black_hole, key_movement, bounded_load)
+    for number, experiment in enumerate(experiments):
+        progress(experiment.__name__, number, len(experiments))
+        show(experiment(scale))
 
 
 if __name__ == "__main__":

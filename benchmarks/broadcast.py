@@ -28,6 +28,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
+from benchmarks.harness import Table, progress, show
 
 GROUP = "group"
 Publish = Callable[[str], Awaitable[object]]
@@ -438,32 +439,44 @@ async def main(arguments: argparse.Namespace) -> None:
             from asgi_enhance.testing.servers import RedisServer
 
             redis = stack.enter_context(RedisServer()).url
-        for _ in range(rounds):
-            for name in names:
-                results[name].append(await measure(name, redis, count, bursts, paced))
-    print(markdown(results, f"{count} subscribers, 64 bytes, {'through Redis' if arguments.redis else 'in memory'}"))
+        for number, name in enumerate(names * rounds):
+            progress(name, number, len(names) * rounds)
+            results[name].append(await measure(name, redis, count, bursts, paced))
+    show(table(results, f"{count} subscribers, 64 bytes, {'through Redis' if arguments.redis else 'in memory'}"))
 
 
-def markdown(results: dict[str, list[Round]], title: str) -> str:
+def table(results: dict[str, list[Round]], title: str) -> Table:
     reference = results["minimal loop"]
 
     def ratio(rounds: list[Round], value: Callable[[Round], float]) -> float:
         return median(value(mine) / value(theirs) for mine, theirs in zip(rounds, reference, strict=True))
 
-    lines = [
-        f"| {title} | burst deliveries/CPU-s | × | paced CPU µs/delivery | × faster | p50 ms | p99 ms | p99 × "
-        "| idle KB/connection | lost |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, rounds in results.items():
-        lines.append(
-            f"| {name} | {median(r.burst for r in rounds):,.0f} | {ratio(rounds, lambda r: r.burst):.2f} "
-            f"| {median(r.paced for r in rounds):.1f} | {1 / ratio(rounds, lambda r: r.paced):.2f} "
-            f"| {median(r.p50 for r in rounds):.1f} | {median(r.p99 for r in rounds):.1f} "
-            f"| {ratio(rounds, lambda r: r.p99):.2f} | {median(r.memory for r in rounds):.1f} "
-            f"| {sum(r.lost for r in rounds)} |"
-        )
-    return "\n".join(lines) + "\n"
+    columns = {
+        "burst deliveries/CPU-s": ",.0f",
+        "× burst": ".2f",
+        "paced CPU µs/delivery": ".1f",
+        "× faster paced": ".2f",
+        "p50 ms": ".1f",
+        "p99 ms": ".1f",
+        "× p99": ".2f",
+        "idle KB/connection": ".1f",
+        "lost": ".0f",
+    }
+    rows: dict[str, list[float | str | None]] = {
+        name: [
+            median(r.burst for r in rounds),
+            ratio(rounds, lambda r: r.burst),
+            median(r.paced for r in rounds),
+            1 / ratio(rounds, lambda r: r.paced),
+            median(r.p50 for r in rounds),
+            median(r.p99 for r in rounds),
+            ratio(rounds, lambda r: r.p99),
+            median(r.memory for r in rounds),
+            sum(r.lost for r in rounds),
+        ]
+        for name, rounds in results.items()
+    }
+    return Table(title, columns, rows, drawn="paced CPU µs/delivery")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.cache [--quick]
 
-Every way is called in this process without a server: a fresh scope with six headers, a `receive` with an empty body, a
+Every way is called in this process without a server: a fresh scope with five headers, a `receive` with an empty body, a
 `send` that does nothing. The bare app answers with 1 KB in two messages; what decorates routes has FastAPI under it,
 since it cannot be had without. Ways take turns; × is CPU time against the first row's. Peers run as they come.
 """
@@ -21,45 +21,10 @@ from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_enhance.cache import CacheMiddleware, MemoryCache, RedisCache, TieredCache
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisServer
-from benchmarks.harness import Way, arguments, compare
+from benchmarks.harness import Way, arguments, compare, discard, fresh_scope, receive, show
 
 BODY = b"x" * 1024
-HEADERS = [
-    (b"host", b"example.org"),
-    (b"user-agent", b"benchmark/1"),
-    (b"accept", b"*/*"),
-    (b"accept-encoding", b"gzip, deflate"),
-    (b"accept-language", b"en"),
-    (b"connection", b"keep-alive"),
-]
 AT_ONCE = 32
-
-
-def scope() -> Scope:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": "/page",
-        "raw_path": b"/page",
-        "query_string": b"",
-        "root_path": "",
-        "headers": HEADERS,
-        "client": ("127.0.0.1", 50000),
-        "server": ("127.0.0.1", 8000),
-        "state": {},
-        "extensions": {},
-    }
-
-
-async def receive() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def discard(message: Message) -> None:
-    pass
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +40,7 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
 def one_by_one(app: ASGIApp, count: int) -> Way:
     async def run() -> None:
         for _ in range(count):
-            await app(scope(), receive, discard)
+            await app(fresh_scope("/page"), receive, discard)
 
     return run
 
@@ -83,7 +48,7 @@ def one_by_one(app: ASGIApp, count: int) -> Way:
 def together(app: ASGIApp, count: int) -> Way:
     async def run() -> None:
         for _ in range(count // AT_ONCE):
-            await asyncio.gather(*(app(scope(), receive, discard) for _ in range(AT_ONCE)))
+            await asyncio.gather(*(app(fresh_scope("/page"), receive, discard) for _ in range(AT_ONCE)))
 
     return run
 
@@ -161,11 +126,11 @@ async def memory_hits(count: int, rounds: int) -> None:
             ours = CacheMiddleware(bare, cache=MemoryCache())
             ways: dict[str, ASGIApp] = {"bare app": bare, "asgi_enhance": ours, **peers}
             for app in ways.values():
-                await app(scope(), receive, discard)
+                await app(fresh_scope("/page"), receive, discard)
             table = await compare(
                 {name: one_by_one(app, count) for name, app in ways.items()}, operations=count, rounds=rounds
             )
-            print(table.markdown("1 KB hit in memory, one at a time"))
+            show(table.titled("1 KB hit in memory, one at a time"))
 
 
 async def redis_hits(url: str, count: int, rounds: int) -> None:
@@ -190,11 +155,11 @@ async def redis_hits(url: str, count: int, rounds: int) -> None:
         }
         for app in ways.values():
             for _ in range(3):
-                await app(scope(), receive, discard)
+                await app(fresh_scope("/page"), receive, discard)
         table = await compare(
             {name: together(app, count) for name, app in ways.items()}, operations=count, rounds=rounds
         )
-        print(table.markdown(f"1 KB hit in Redis, {AT_ONCE} at once"))
+        show(table.titled(f"1 KB hit in Redis, {AT_ONCE} at once"))
     await client.aclose()
 
 
@@ -217,12 +182,11 @@ async def first_byte(rounds: int) -> None:
                     first.append(time.perf_counter())
 
             begun = time.perf_counter()
-            await app(scope(), receive, send)
+            await app(fresh_scope("/page"), receive, send)
             delays[name].append(first[0] - begun)
     best = {name: min(times) * 1e6 for name, times in delays.items()}
-    print(
-        "First byte of a miss whose app takes 20 000 µs more: " + ", ".join(f"{n} {b:.0f} µs" for n, b in best.items())
-    )
+    figures = ", ".join(f"{name} {delay:.0f} µs" for name, delay in best.items())
+    show(f"First byte of a miss whose app takes 20 000 µs more: {figures}.")
 
 
 async def stream(size: int) -> None:
@@ -237,10 +201,10 @@ async def stream(size: int) -> None:
 
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    await CacheMiddleware(large)(scope(), receive, discard)
+    await CacheMiddleware(large)(fresh_scope("/page"), receive, discard)
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
-    print(f"\nPeak memory while {size >> 20} MiB stream through: {peak / (1 << 20):.1f} MiB above idle")
+    show(f"Peak memory while {size >> 20} MiB stream through: {peak / (1 << 20):.1f} MiB above idle.")
 
 
 async def main() -> None:

@@ -22,47 +22,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
+from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
 from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware
 from asgi_enhance.metrics.exposition import Format, render
 from asgi_enhance.metrics.policy import DURATION_BUCKETS, RequestLabels
 from asgi_enhance.metrics.series import RequestSeries
-from benchmarks.harness import Table, arguments, compare
-
-HEADERS = [
-    (b"host", b"example.org"),
-    (b"user-agent", b"benchmark/1"),
-    (b"accept", b"*/*"),
-    (b"accept-encoding", b"gzip, deflate"),
-    (b"connection", b"keep-alive"),
-]
-
-
-def http_scope(path: str, method: str = "GET") -> Scope:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": HEADERS,
-        "client": ("127.0.0.1", 50000),
-        "server": ("127.0.0.1", 8000),
-        "state": {},
-        "extensions": {},
-    }
-
-
-async def receive() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def send(message: Message) -> None:
-    pass
+from benchmarks.harness import Comparison, arguments, compare, discard, fresh_scope, receive, show
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,12 +76,12 @@ def peers(make: Callable[[], ASGIApp]) -> dict[str, ASGIApp]:
 def calls(app: ASGIApp, path: str, count: int) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
         for _ in range(count):
-            await app(http_scope(path), receive, send)
+            await app(fresh_scope(path), receive, discard)
 
     return run
 
 
-async def overhead(title: str, make: Callable[[], ASGIApp], path: str, *, count: int, rounds: int) -> Table:
+async def overhead(title: str, make: Callable[[], ASGIApp], path: str, *, count: int, rounds: int) -> Comparison:
     ways: dict[str, ASGIApp] = {
         "bare": make(),
         "asgi_enhance": MetricsMiddleware(make(), collector=MetricsCollector(registry=None)),
@@ -126,7 +91,7 @@ async def overhead(title: str, make: Callable[[], ASGIApp], path: str, *, count:
     table = await compare(
         {name: calls(app, path, count) for name, app in ways.items()}, operations=count, rounds=rounds
     )
-    print(table.markdown(title))
+    show(table.titled(title))
     return table
 
 
@@ -156,7 +121,7 @@ async def scrape(series: int) -> float:
     gc.enable()
     watcher.cancel()
     lines = b"".join(pieces).count(b"\n")
-    print(f"a scrape of {series} series, {lines} lines: the loop was held for {longest * 1000:.1f} ms of CPU\n")
+    show(f"A scrape of {series} series, {lines} lines: the loop was held for {longest * 1000:.1f} ms of CPU.")
     await collector.aclose()
     return longest
 
@@ -165,17 +130,17 @@ async def flood(count: int) -> None:
     """Distinct paths and methods, as scanners send them."""
     layer = MetricsMiddleware(ten_routes(), collector=MetricsCollector(registry=None))
     for number in range(100):
-        await layer(http_scope(f"/route1/{number}"), receive, send)
+        await layer(fresh_scope(f"/route1/{number}"), receive, discard)
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for number in range(count):
-        await layer(http_scope(f"/{number}/path{number}", f"M{number}"), receive, send)
+        await layer(fresh_scope(f"/{number}/path{number}", f"M{number}"), receive, discard)
     layer.collector.totals()
     gc.collect()
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    print(f"{count} distinct URLs and methods: {len(layer.collector.table)} series, {grown / 1024:.0f} kB more\n")
+    show(f"{count} distinct URLs and methods: {len(layer.collector.table)} series, {grown / 1024:.0f} kB more.")
     await layer.collector.aclose()
 
 
@@ -189,7 +154,7 @@ async def main() -> int:
     ratio = raw.cpu_ratio("asgi_enhance")
     met = ratio <= 4 and longest <= 0.010
     verdict = "met" if met else "NOT met"
-    print(f"goals: {ratio:.2f} of at most 4 times the bare app, {longest * 1000:.1f} of at most 10 ms: {verdict}")
+    show(f"Goals: {ratio:.2f} of at most 4 times the bare app, {longest * 1000:.1f} of at most 10 ms: {verdict}.")
     return 0 if met else 1
 
 

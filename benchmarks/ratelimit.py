@@ -27,11 +27,11 @@ from limits.aio.strategies import (
 )
 from throttled.asyncio import RedisStore, Throttled, per_hour
 
-from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
+from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
 from asgi_enhance.ratelimit import RateLimiter, RateLimitMiddleware
 from asgi_enhance.testing.driver import http_scope
 from asgi_enhance.testing.servers import RedisServer
-from benchmarks.harness import Way, arguments, compare
+from benchmarks.harness import Way, arguments, compare, discard, receive, show
 
 AT_ONCE = 64
 PER_HOUR = 1_000_000_000
@@ -82,7 +82,7 @@ async def over_redis(url: str, *, operations: int, rounds: int) -> None:
                 "RateLimiter, window and burst": spread(burst.hit, keys, operations),
             }
             table = await compare(ways, operations=operations // AT_ONCE * AT_ONCE, rounds=rounds)
-            print(table.markdown(f"{AT_ONCE} at once, {keys} identit{'y' if keys == 1 else 'ies'}"))
+            show(table.titled(f"{AT_ONCE} at once, {keys} identit{'y' if keys == 1 else 'ies'}"))
         for strategy, limiter in (("window", window), ("window and burst", burst)):
             assert limiter.stats.unavailable == 0, f"{strategy}: {limiter.stats}"
     await pool.aclose()
@@ -92,9 +92,9 @@ async def over_redis(url: str, *, operations: int, rounds: int) -> None:
         before, begun = refusing.stats.calls, time.perf_counter()
         await spread(lambda key: refusing.hit("refused"), 1, operations)()
         rate_of_refusals = operations / (time.perf_counter() - begun)
-        print(
+        show(
             f"A refused client, {AT_ONCE} at once: {rate_of_refusals:,.0f} decisions/s, "
-            f"{refusing.stats.calls - before} calls to Redis in {operations}\n"
+            f"{refusing.stats.calls - before} calls to Redis in {operations}."
         )
 
 
@@ -103,14 +103,6 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"ok"})
-
-
-async def receive() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def send(message: Message) -> None:
-    pass
 
 
 def client(number: int) -> tuple[str, int]:
@@ -123,7 +115,7 @@ def served(app: ASGIApp, clients: list[tuple[str, int]], operations: int) -> Way
     async def way() -> None:
         scope = http_scope()
         for scope["client"] in itertools.islice(itertools.cycle(clients), operations):
-            await app(scope, receive, send)
+            await app(scope, receive, discard)
 
     return way
 
@@ -144,7 +136,7 @@ async def in_memory(*, operations: int, rounds: int) -> None:
         ways |= {f"the layer, {name}": served(layer, clients, operations) for name, layer in layers.items()}
         ways[f"the layer, window, {full.limiter.live_keys:,} live identities"] = served(full, clients, operations)
         table = await compare(ways, operations=operations, rounds=rounds)
-        print(table.markdown(f"in memory, {title}"))
+        show(table.titled(f"in memory, {title}"))
 
 
 async def longest_pause(seconds: float) -> None:
@@ -158,21 +150,21 @@ async def longest_pause(seconds: float) -> None:
     busy = 0
     for scope in scopes:
         begun = time.thread_time_ns()
-        await layer(scope, receive, send)
+        await layer(scope, receive, discard)
         pauses.append(time.thread_time_ns() - begun)
         busy = max(busy, layer.limiter.live_keys)
     gc.unfreeze()
     pauses.sort()
-    print(
+    show(
         f"{len(scopes):,} new identities, up to {busy:,} live: median {pauses[len(pauses) // 2] / 1000:.1f} µs, "
-        f"99.99 % within {pauses[-len(pauses) // 10_000] / 1e6:.2f} ms, longest {pauses[-1] / 1e6:.2f} ms\n"
+        f"99.99 % within {pauses[-len(pauses) // 10_000] / 1e6:.2f} ms, longest {pauses[-1] / 1e6:.2f} ms."
     )
 
 
 def main() -> None:
     quick = arguments(__doc__ or "").quick
     with RedisServer() as server:
-        print(f"{server.engine} {server.version}, its own process\n")
+        show(f"{server.engine} {server.version}, its own process.")
         asyncio.run(over_redis(server.url, operations=1_280 if quick else 6_400, rounds=3 if quick else 9))
     asyncio.run(in_memory(operations=2_000 if quick else 20_000, rounds=3 if quick else 15))
     asyncio.run(longest_pause(1.0 if quick else 6.0))

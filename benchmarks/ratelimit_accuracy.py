@@ -45,7 +45,7 @@ from throttled.asyncio import RedisStore, Throttled
 
 from asgi_enhance.ratelimit import RateLimiter
 from asgi_enhance.testing.servers import RedisServer
-from benchmarks.harness import arguments
+from benchmarks.harness import Table, arguments, progress, show
 
 LIMIT, WINDOW, BURST = 200, 2, 30
 PROCESSES, WORKERS = 4, 8
@@ -218,18 +218,17 @@ def most(stamps: list[tuple[int, int]], seconds: float) -> int:
 def main() -> None:
     quick = arguments(__doc__ or "").quick
     patterns, seconds = (QUICK, 3.0 * WINDOW) if quick else (PATTERNS, 5.0 * WINDOW)
-    print(
+    show(
         f"{LIMIT} in {WINDOW} s, burst {BURST} where there is one (so at most {(BURST + LIMIT / 20) / LIMIT:.3f} in a "
-        f"twentieth), {PROCESSES} processes × {WORKERS} workers\n"
+        f"twentieth), {PROCESSES} processes × {WORKERS} workers."
     )
-    print(f"| most admitted ÷ limit | {' | '.join(patterns)} |")
-    print(f"|---|{'---:|' * len(patterns)}", flush=True)
-    for name in list(LIMITERS)[: 3 if quick else None]:
-        cells = []
-        for pattern in patterns:
-            window, burst = run(name, pattern, seconds)
-            cells.append(f"{window:.3f} · {burst:.3f}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    names = list(LIMITERS)[: 3 if quick else None]
+    rows: dict[str, list[float | str | None]] = {name: [] for name in names}
+    for number, (name, pattern) in enumerate(itertools.product(names, patterns)):
+        progress(f"{name}, {pattern}", number, len(names) * len(patterns))
+        window, twentieth = run(name, pattern, seconds)
+        rows[name].append(f"{window:.3f} · {twentieth:.3f}")
+    show(Table("most admitted ÷ limit", dict.fromkeys(patterns, ""), rows))
 
 
 if __name__ == "__main__":

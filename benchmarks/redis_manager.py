@@ -21,7 +21,7 @@ import redis.asyncio
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisServer
-from benchmarks.harness import Way, arguments, compare
+from benchmarks.harness import Table, Way, arguments, compare, show
 
 VALUE = b"x" * 100
 
@@ -69,7 +69,7 @@ def spread(get: Callable[[str], object], *, awaiters: int, each: int) -> Way:
     return way
 
 
-async def measure(url: str, awaiters: int, *, operations: int, rounds: int) -> str:
+async def measure(url: str, awaiters: int, *, operations: int, rounds: int) -> Table:
     each = max(1, operations // awaiters)
     pool = redis.asyncio.ConnectionPool.from_url(url, max_connections=awaiters + 1)
     client = redis.asyncio.Redis.from_pool(pool)
@@ -102,7 +102,7 @@ async def measure(url: str, awaiters: int, *, operations: int, rounds: int) -> s
     transport.close()
     await client.aclose()
     await pool.aclose()
-    return table.markdown(f"GET, {awaiters} at once")
+    return table.titled(f"GET, {awaiters} at once")
 
 
 async def refuse(operations: int) -> float:
@@ -121,12 +121,12 @@ async def refuse(operations: int) -> float:
 def main() -> None:
     quick = arguments(__doc__ or "").quick
     with RedisServer() as server:
-        print(f"{server.engine} {server.version}, its own process\n")
+        show(f"{server.engine} {server.version}, its own process.")
         for awaiters in (1, 32, 256):
             work = measure(server.url, awaiters, operations=800 if quick else 8000, rounds=3 if quick else 9)
-            print(asyncio.run(work))
+            show(asyncio.run(work))
     logging.disable()
-    print(f"refused by the open breaker: {asyncio.run(refuse(20_000)) * 1e6:.1f} µs a command")
+    show(f"Refused by the open breaker: {asyncio.run(refuse(20_000)) * 1e6:.1f} µs a command.")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from asgi_enhance import CacheMiddleware, MetricsMiddleware, RateLimitMiddleware
 from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_enhance.testing.driver import http_scope
-from benchmarks.harness import Way, arguments, compare
+from benchmarks.harness import Way, arguments, compare, show
 
 HEADERS = [
     (b"accept", b"*/*"),
@@ -104,12 +104,12 @@ async def main() -> None:
     }
     ways = {name: calling(app, operations) for name, app in apps.items()}
     table = await compare(ways, operations=operations, rounds=rounds)
-    print(table.markdown("one request, in process"))
+    show(table.titled("one request, in process"))
     own = table.cpu_ratio("bare, our stack") - 1
     around = table.cpu_ratio("FastAPI, our stack") - table.cpu_ratio("FastAPI")
     theirs = table.cpu_ratio("FastAPI, starlette-exporter + slowapi + fastapi-cache2") - table.cpu_ratio("FastAPI")
-    print(
-        f"our stack adds {own:.1f} bare calls round a bare app and {around:.1f} round FastAPI; the peers' {theirs:.1f}"
+    show(
+        f"Our stack adds {own:.1f} bare calls round a bare app and {around:.1f} round FastAPI; the peers' {theirs:.1f}."
     )
 
 
