@@ -20,6 +20,7 @@ from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Flights, Outcome
 from asgi_enhance.cache.policy.purges import Fact
 from asgi_enhance.cache.policy.search import parse, simplified
+from asgi_enhance.cache.policy.writes import Writes
 from asgi_enhance.cache.request import Key, Request, generate_cache_key
 from asgi_enhance.cache.stats import CacheStats
 from asgi_enhance.cache.values import Value
@@ -64,15 +65,17 @@ class Shelf:
 
 
 class Fetch:
-    """A response being fetched, to be stored when it is whole. A write to its URL meanwhile makes it void."""
+    """What was known when a response was asked for: whatever is purged or written to afterwards overtakes it."""
 
-    __slots__ = ("epoch", "fence", "key", "void")
+    __slots__ = ("epoch", "fence", "key", "void", "writes")
 
-    def __init__(self, key: Key, epoch: int, fence: int = 0) -> None:
+    def __init__(self, key: Key, epoch: int, writes: int) -> None:
         self.key = key
         self.epoch = epoch
-        self.fence = fence
+        self.writes = writes
+        self.fence = 0
         self.void = False
+        """It is not to be kept, whatever it will be."""
 
 
 class Cache(Resource[R], Generic[R]):
@@ -102,11 +105,11 @@ class Cache(Resource[R], Generic[R]):
         self.clock = clock
         self.stats = CacheStats()
         self.flights: Flights[Any] = Flights()
-        self._fetches: dict[Key, set[Fetch]] = {}
+        self._writes = Writes()
         self._searches: LRUCache[tuple[Any, ...], bytes] = LRUCache(MAX_PASSES)
-        # By the hash of the name, for a name holds a whole URL; where two share one, somebody does not wait
         self._said_before: LRUCache[tuple[Any, ...], tuple[bytes, ...]] = LRUCache(MAX_PASSES)
-        self._passes: LRUCache[int, float] = LRUCache(MAX_PASSES)
+        # By the hash of the name, for a name holds a whole URL; where two share one, somebody does not wait
+        self._passes: dict[int, float] = {}
 
     # -- values ---------------------------------------------------------------------------------------------------
 
@@ -281,22 +284,20 @@ class Cache(Resource[R], Generic[R]):
             self._searches[place] = entry.no_vary_search
             request.key = (*place, simplified(request.url[4], search))
 
-    async def fetch(self, request: Request) -> Fetch:
-        """Announce that a response is being fetched. To be ended with `fetched`, whatever becomes of it."""
-        fetch = Fetch(request.key, self.epoch())
-        self._fetches.setdefault(request.key, set()).add(fetch)
-        return fetch
+    def fetch(self, request: Request) -> Fetch:
+        """To be made before the app is asked, and given to `store` with what the app has said."""
+        return Fetch(request.key, self.epoch(), self._writes.number)
 
-    def fetched(self, fetch: Fetch) -> None:
-        fetches = self._fetches.get(fetch.key)
-        if fetches is not None:
-            fetches.discard(fetch)
-            if not fetches:
-                del self._fetches[fetch.key]
+    async def fence(self, fetch: Fetch) -> None:
+        """Complete a fetch with what only other processes know. Needed where the cache is `remote`."""
+
+    def overtaken(self, fetch: Fetch) -> bool:
+        """Whether what was fetched must not be kept or shared, as far as it is known here."""
+        return fetch.void or self._writes.since(fetch.writes, fetch.key)
 
     async def store(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         """Keep the entry, unless its URL was written to since it was asked for."""
-        if fetch.void:
+        if self.overtaken(fetch):
             return False
         entry.epoch = fetch.epoch
         self._settle_search(request, entry)
@@ -306,11 +307,10 @@ class Cache(Resource[R], Generic[R]):
         return True
 
     async def invalidate(self, keys: Iterable[Key]) -> None:
-        """Delete whatever is kept for these URLs, and void what is being fetched for them."""
+        """Delete whatever is kept for these URLs, and overtake what is being fetched for them."""
         keys = [key for url in keys for key in self._spellings(url)]
         for key in keys:
-            for fetch in self._fetches.get(key, ()):
-                fetch.void = True
+            self._writes.add(key)
         self.stats.invalidations += len(keys)
         await self._drop_keys(keys)
 
@@ -360,7 +360,10 @@ class Cache(Resource[R], Generic[R]):
 
     def remember_pass(self, name: Hashable) -> None:
         if self.hit_for_miss:
+            self._passes.pop(hash(name), None)
             self._passes[hash(name)] = self.clock() + self.hit_for_miss
+            if len(self._passes) > MAX_PASSES:
+                del self._passes[next(iter(self._passes))]  # the one that ends first
 
     def forget_pass(self, name: Hashable) -> None:
         self._passes.pop(hash(name), None)

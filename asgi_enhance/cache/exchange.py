@@ -6,7 +6,7 @@ beside them. The copy becomes an entry before the last body message goes out, so
 
 import logging
 import time
-from collections.abc import Hashable
+from collections.abc import Awaitable, Hashable
 from typing import TYPE_CHECKING
 
 from asgi_enhance.asgi.messages import BodyCopy
@@ -19,7 +19,7 @@ from asgi_enhance.cache.flights import Flight, Outcome
 from asgi_enhance.cache.policy import conditional, invalidation, reuse, status
 from asgi_enhance.cache.policy.answer import answer
 from asgi_enhance.cache.policy.reuse import Use
-from asgi_enhance.cache.policy.storing import Received, Refusal, complete, terms
+from asgi_enhance.cache.policy.storing import Received, complete, terms
 from asgi_enhance.cache.request import Request
 from asgi_enhance.cache.rules import CacheRule
 
@@ -75,7 +75,8 @@ class Exchange:
     async def run(self, entry: Entry | None) -> None:
         layer, request = self._layer, self._request
         self._rule = rule = layer.rule(self._scope)
-        if (rule is not None and rule.bypass) or request.has_body or not layer.cacheable(request):
+        asks_for_more = not request.plain and (request.has_body or not layer.cacheable(request))
+        if asks_for_more or (rule is not None and rule.bypass):
             layer.stats.bypasses += 1
             self._why = "bypass"
             await layer.app(self._scope, self._receive, self._tell)
@@ -84,7 +85,7 @@ class Exchange:
             entry = await self._cache.lookup(request)
         if entry is not None and await self._serve(entry):
             return
-        if "only-if-cached" in layer.options.honour and "only-if-cached" in request.directives:
+        if not request.plain and "only-if-cached" in layer.options.honour & request.directives.keys():
             await Problem(504)(self._scope, self._receive, self._send)
             return
         self._entry = entry
@@ -126,11 +127,8 @@ class Exchange:
 
     async def _ask(self) -> None:
         """Ask the app, or wait for what somebody else is told."""
-        request, cache, layer = self._request, self._cache, self._layer
-        may_lead = request.method == "GET" and layer.storable(request)
-        # What a client has conditions of its own for may be answered with 304 or 206, which is for nobody else
-        may_lead = may_lead and not (request.conditional and not (self._entry and conditional.validators(self._entry)))
-        if not layer.collapse:
+        request, cache = self._request, self._cache
+        if not self._layer.collapse:
             await self._forward()
             return
         give_up = time.monotonic() + cache.collapse_timeout
@@ -140,7 +138,7 @@ class Exchange:
                 break
             flight = cache.flights.find(name)
             if flight is None:
-                if may_lead:
+                if self._may_lead():
                     await self._lead(name, give_up)
                     return
                 break
@@ -155,6 +153,14 @@ class Exchange:
             if outcome is Outcome.SHARED and (found := cache.peek(request)) is not None and await self._serve(found):
                 return
         await self._forward()
+
+    def _may_lead(self) -> bool:
+        """Whether the answer to this request may be one for others."""
+        request = self._request
+        if request.method != "GET" or not self._layer.storable(request):
+            return False
+        # What a client has conditions of its own for may be answered with 304 or 206, which is for nobody else
+        return not request.conditional or (self._entry is not None and bool(conditional.validators(self._entry)))
 
     async def renew(self, stale: Entry) -> None:
         """Ask the app for a new one without a client who waits for it."""
@@ -205,24 +211,25 @@ class Exchange:
             return False
         self._layer.stats.hits += 1
         self._layer.stats.stale_hits += 1
-        told = self._told(code, stored=False, detail="stale-if-error")
+        told = self._told(code, False, "stale-if-error")
         await self._answer(entry, now, told)
         return True
 
     async def _forward(self) -> None:
         layer, cache, request = self._layer, self._cache, self._request
-        self._validating = (
-            self._entry is not None and request.method == "GET" and bool(conditional.validators(self._entry))
-        )
-        if self._entry is not None:
-            layer.stats.validations += 1
-        else:
+        if self._entry is None:
+            self._validating = False
             layer.stats.misses += 1
+        else:
+            self._validating = request.method == "GET" and bool(conditional.validators(self._entry))
+            layer.stats.validations += 1
         self._withheld = self._started = self._received_body = False
         self._copy: BodyCopy | None = None
         self._draft: Entry | None = None
         self._requested, self._timer = cache.clock(), time.perf_counter()
-        self._fetch = fetch = await cache.fetch(request)
+        self._fetch = cache.fetch(request)
+        if cache.remote:
+            await cache.fence(self._fetch)
         try:
             await layer.app(self._inner_scope(), self._watch, self._on_message)
         except Exception as error:
@@ -232,8 +239,6 @@ class Exchange:
             if self._withheld or self._started or not await self._excuse(None):
                 raise
             logger.error("the app failed; a stale response was served instead", exc_info=error)
-        finally:
-            cache.fetched(fetch)
 
     def _inner_scope(self) -> Scope:
         if self._request.method != "GET":
@@ -254,59 +259,68 @@ class Exchange:
             self._give_up()
         return message
 
-    async def _on_message(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> Awaitable[None]:
+        """Hands the server's own awaitable on, one coroutine less, where there is nothing else to wait for."""
         kind = message["type"]
         if self._withheld:
-            return
+            return _done()
         if kind == "http.response.start":
-            await self._on_start(message)
-        elif kind == "http.response.body":
-            await self._on_body(message)
-        else:
+            if self._entry is not None:
+                return self._on_successor(message)
+            return self._send(self._on_start(message))
+        if self._copy is not None:
+            if kind == "http.response.body":
+                return self._on_body(message)
             if kind in _NOT_COPIED:
                 self._give_up()
-            await self._send(message)
+        return self._send(message)
 
-    async def _on_start(self, message: Message) -> None:
+    async def _on_successor(self, message: Message) -> None:
+        """What the app says where something is stored already."""
         code: int = message["status"]
-        headers: Headers = list(message.get("headers", ()))
         if code == 304 and self._validating:
             self._withheld = True
-            await self._freshen(headers)
+            await self._freshen(list(message.get("headers", ())))
             return
         if code in ERRORS and await self._excuse(code):
             self._withheld = True
             if self._flight is not None:
                 self._flight.fail()
             return
-        self._started = True
-        now = self._cache.clock()
-        response = Received(code, headers, self._requested, now, trailers=message.get("trailers", False))
+        message = {**message, "headers": list(message.get("headers", ()))}
         if self._request.method == "HEAD":
-            await self._learn_from_head(response)
-        verdict: Entry | Refusal = Refusal("request-body")
+            await self._learn_from_head(Received(code, message["headers"], self._requested, self._cache.clock()))
+        await self._send(self._on_start(message))
+
+    def _on_start(self, message: Message) -> Message:
+        """Decide whether the response is kept; the message as the client gets it."""
+        layer, code, headers = self._layer, message["status"], list(message.get("headers", ()))
+        self._started = True
+        verdict: Entry | str = "request-body"
         if not self._received_body:
-            verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
-        detail = None
-        if isinstance(verdict, Refusal):
-            self._layer.stats.refused += self._request.method == "GET"
-            detail = verdict.reason
+            now, trailers = self._cache.clock(), message.get("trailers", False)
+            response = Received(code, headers, self._requested, now, trailers)
+            verdict = terms(self._request, response, layer.options, self._rule, layer.rng)
+        if isinstance(verdict, str):
+            layer.stats.refused += self._request.method == "GET"
+            detail = verdict
             if self._flight is not None:
                 self._flight.alone()
         else:
+            detail = None
             self._draft = verdict
-            self._copy = BodyCopy(self._layer.options.max_body)
-        if self._layer.cache_status:
-            headers.append((b"cache-status", self._told(code, stored=detail is None, detail=detail)))
-        await self._send({**message, "headers": headers})
+            self._copy = BodyCopy(layer.options.max_body)
+        if layer.cache_status:
+            headers.append((b"cache-status", self._told(code, detail is None, detail)))
+        return {**message, "headers": headers}
 
     async def _on_body(self, message: Message) -> None:
-        if self._copy is not None:
-            if not self._copy.add(message.get("body", b"")):
-                self._layer.stats.too_large += 1
-                self._give_up()
-            elif not message.get("more_body", False):
-                await self._publish(self._copy.body() or b"")
+        assert self._copy is not None
+        if not self._copy.add(message.get("body", b"")):
+            self._layer.stats.too_large += 1
+            self._give_up()
+        elif not message.get("more_body", False):
+            await self._publish(self._copy.body() or b"")
         await self._send(message)
 
     def _give_up(self) -> None:
@@ -332,7 +346,7 @@ class Exchange:
             self._fetch.void = True
         kept = await self._cache.store(self._request, entry, self._fetch)
         if self._flight is not None:
-            usable = not self._fetch.void and self._cache.clock() < entry.fresh_until
+            usable = not self._cache.overtaken(self._fetch) and self._cache.clock() < entry.fresh_until
             if usable:
                 self._flight.share(entry)
             else:
@@ -349,7 +363,7 @@ class Exchange:
         merged = conditional.updated(old, headers)
         response = Received(old.status, merged, self._requested, now, not_modified=True)
         verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
-        if isinstance(verdict, Refusal):
+        if isinstance(verdict, str):
             await self._cache.invalidate([self._request.url])
             if self._flight is not None:
                 self._flight.alone()
@@ -358,7 +372,7 @@ class Exchange:
             entry = verdict
             entry.fill(old.body)
             await self._keep(entry)
-        await self._answer(entry, now, self._told(304, stored=not isinstance(verdict, Refusal)))
+        await self._answer(entry, now, self._told(304, not isinstance(verdict, str)))
 
     async def _learn_from_head(self, response: Received) -> None:
         """RFC 9111 4.3.5: a response to HEAD freshens what is stored, or shows that it is outdated."""
@@ -378,16 +392,13 @@ class Exchange:
 
     # -- telling --------------------------------------------------------------------------------------------------
 
-    def _told(self, code: int | None, *, stored: bool, detail: str | None = None) -> bytes:
-        layer = self._layer
-        return status.forwarded(
-            layer.cache_name, self._why, code, stored=stored, collapsed=self._collapsed, detail=detail
-        )
+    def _told(self, code: int | None, stored: bool, detail: str | None = None) -> bytes:
+        return status.forwarded(self._layer.cache_name, self._why, code, stored, self._collapsed, detail)
 
     async def _tell(self, message: Message) -> None:
         """Pass on a response that is none of the cache's business, with a note that it is not."""
         if message["type"] == "http.response.start" and self._layer.cache_status:
-            told = (b"cache-status", self._told(message["status"], stored=False))
+            told = (b"cache-status", self._told(message["status"], False))
             message = {**message, "headers": [*message.get("headers", ()), told]}
         await self._send(message)
 
@@ -398,11 +409,7 @@ class Exchange:
         self._withheld = self._started = self._validating = self._received_body = False
         self._copy, self._draft = None, None
         self._requested, self._timer = self._cache.clock(), time.perf_counter()
-        try:
-            await self._layer.app(self._scope, self._receive, self._on_written)
-        finally:
-            if self._fetch is not None:
-                self._cache.fetched(self._fetch)
+        await self._layer.app(self._scope, self._receive, self._on_written)
 
     async def _on_written(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -412,8 +419,13 @@ class Exchange:
             if groups := invalidation.groups(self._request, code, headers):
                 await self._cache.purge(tags=groups)
             if self._request.method == "POST":
-                self._fetch = await self._cache.fetch(self._request)
+                self._fetch = self._cache.fetch(self._request)
+                await self._cache.fence(self._fetch)
         await self._on_message(message)
+
+
+async def _done() -> None:
+    """Nothing is left to do."""
 
 
 MAX_FLIGHTS = 3

@@ -26,7 +26,7 @@ class Flight(Generic[T]):
     __slots__ = ("_done", "error", "outcome", "value")
 
     def __init__(self) -> None:
-        self._done = asyncio.Event()
+        self._done: asyncio.Event | None = None  # made by the first who waits: mostly nobody does
         self.outcome = Outcome.PENDING
         self.value: T | None = None
         self.error: BaseException | None = None
@@ -43,7 +43,9 @@ class Flight(Generic[T]):
 
     async def wait(self, patience: float) -> Outcome:
         """How it ended; PENDING if it has not, after `patience` seconds."""
-        if not self._done.is_set():
+        if self.outcome is Outcome.PENDING:
+            if self._done is None:
+                self._done = asyncio.Event()
             try:
                 async with asyncio.timeout(patience):
                     await self._done.wait()
@@ -54,7 +56,8 @@ class Flight(Generic[T]):
     def _land(self, outcome: Outcome, value: T | None = None) -> None:
         if self.outcome is Outcome.PENDING:
             self.outcome, self.value = outcome, value
-            self._done.set()
+            if self._done is not None:
+                self._done.set()
 
 
 class Flights(Generic[T]):

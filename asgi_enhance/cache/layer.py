@@ -16,7 +16,7 @@ from asgi_enhance.cache.policy import invalidation, status
 from asgi_enhance.cache.policy.conditional import asking
 from asgi_enhance.cache.policy.options import RISKY_HEADERS, Options
 from asgi_enhance.cache.policy.reuse import DIRECTIVES
-from asgi_enhance.cache.request import WATCHED, Request
+from asgi_enhance.cache.request import WATCHED, Key, Request
 from asgi_enhance.cache.rules import CacheRule
 from asgi_enhance.errors import ConfigError
 
@@ -151,7 +151,8 @@ class CacheMiddleware:
                 await self.app(scope, receive, send)
             return
         method = scope["method"]
-        if self._glances and method == "GET" and (shelf := self._glance(scope)) is not None:
+        url = self._plain(scope) if self._glances and method == "GET" else None
+        if url is not None and (shelf := self._find(url)) is not None:
             now, entry = self._clock(), shelf.only
             assert entry is not None
             if now < entry.fresh_until and not entry.purged:
@@ -162,7 +163,7 @@ class CacheMiddleware:
                 await send({"type": "http.response.start", "status": entry.status, "headers": headers.copy()})
                 await send({"type": "http.response.body", "body": entry.body})
                 return
-        request = Request(scope, self._namespace, self._partition_by, self.options.encodings)
+        request = Request(scope, self._namespace, self._partition_by, self.options.encodings, url)
         exchange = Exchange(self, scope, receive, send, request)
         self.cache.simplify(request)
         if method in ("GET", "HEAD"):
@@ -172,11 +173,8 @@ class CacheMiddleware:
         else:
             await exchange.write_through()
 
-    def _glance(self, scope: Scope) -> Shelf | None:
-        """Where the entry lies for a request that asks for nothing but the response, where nothing has to be selected.
-
-        Only what such a hit needs, since on a good day nearly all requests are one; `Request` reads the rest.
-        """
+    def _plain(self, scope: Scope) -> Key | None:
+        """The URL of a request that asks for nothing but the response, in one look; `Request` reads the others."""
         host, watched = None, WATCHED  # a local name is found faster, and this is asked of every header
         for field in scope["headers"]:
             if field[0] in watched:
@@ -186,7 +184,7 @@ class CacheMiddleware:
         path = scope.get("raw_path")
         if host is None or path is None or b"?" in path:
             return None
-        return self._find((self._namespace, scope["scheme"], host.lower(), path, scope["query_string"]))
+        return self._namespace, scope.get("scheme", "http"), host.lower(), path, scope.get("query_string", b"")
 
     def _render(self, shelf: Shelf, entry: Entry, now: float) -> Headers:
         """The fields of a hit, which are the same until the entry is a second older."""

@@ -229,19 +229,14 @@ class RedisCache(Cache[RedisRunning]):
             self.stats.store_errors += 1
         return self.purges.number
 
-    async def fetch(self, request: Request) -> Fetch:
-        fetch = await super().fetch(request)
+    async def fence(self, fetch: Fetch) -> None:
         try:
-            fence = await self.manager.execute("GET", self._fence(request.key), idempotent=True)
+            fence = await self.manager.execute("GET", self._fence(fetch.key), idempotent=True)
             fetch.fence = int(fence or 0)
         except FAILURES:
             # Whether its URL is written to meanwhile cannot be known, so it will not be kept
             self.stats.store_errors += 1
             fetch.void = True
-        except BaseException:
-            self.fetched(fetch)
-            raise
-        return fetch
 
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         milliseconds = int((entry.kept_until - self.clock()) * 1000)

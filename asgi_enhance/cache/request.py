@@ -40,6 +40,12 @@ _NO_DIRECTIVES: Directives = {}
 class Request:
     """One request, read once."""
 
+    url: Key
+    key: Key
+    """Where its entry is looked for; another than its URL only for No-Vary-Search."""
+    plain: bool
+    """No field asks for anything but the response itself."""
+
     __slots__ = ("_directives", "encodings", "fields", "headers", "key", "method", "partition", "plain", "url")
 
     def __init__(
@@ -48,34 +54,40 @@ class Request:
         namespace: bytes = b"",
         partition_by: Sequence[bytes] = (),
         encodings: tuple[bytes, ...] = (),
+        url: Key | None = None,
     ) -> None:
         self.method: str = scope["method"]
         self.headers: RawHeaders = scope["headers"]
+        self.encodings = encodings
         self._directives: Directives | None = None
-        fields: dict[bytes, bytes] = {}
+        self.fields: dict[bytes, bytes] = {}
+        self.partition: Partition = ()
+        if url is not None:  # somebody has read it already, and found that it is plain
+            self.url = self.key = url
+            self.plain = True
+            return
+        fields = self.fields
         for name, value in self.headers:
             if name in WATCHED:
                 fields[name] = fields[name] + b", " + value if name in fields else value
-        self.fields = fields
         host = fields.pop(b"host", None)
         self.plain = not fields
-        """No field asks for anything but the response itself."""
         raw_path = scope.get("raw_path")
-        self.url: Key = (
+        self.url = self.key = (
             namespace,
             scope.get("scheme", "http"),
             host.lower() if host is not None else _server(scope),
             raw_path.partition(b"?")[0] if raw_path is not None else quote(scope["path"]).encode("ascii"),
             scope.get("query_string", b""),
         )
-        self.key = self.url
-        """Where its entry is looked for; another than its URL only for No-Vary-Search."""
-        self.partition: Partition = _partition(self.headers, partition_by) if partition_by else ()
-        self.encodings = encodings
+        if partition_by:
+            self.partition = _partition(self.headers, partition_by)
 
     @property
     def directives(self) -> Directives:
         if self._directives is None:
+            if self.plain:
+                return _NO_DIRECTIVES
             line = self.fields.get(b"cache-control")
             if line is not None:
                 self._directives = cache_control([line])

@@ -189,7 +189,7 @@ async def test_a_request_that_is_cancelled_leaves_nothing_behind(any_cache: Cach
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-    assert any_cache._fetches == {}
+    assert len(any_cache.flights) == 0
 
 
 @pytest.mark.parametrize("what", [{"tags": ["news"]}, {"everything": True}])

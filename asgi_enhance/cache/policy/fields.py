@@ -8,7 +8,8 @@
 
 import re
 from calendar import timegm
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from time import gmtime
 from typing import Final
 
@@ -17,6 +18,8 @@ import http_sf
 from asgi_enhance.asgi.types import RawHeaders
 
 MAX_DELTA: Final = 2**31
+REMEMBERED: Final = 256
+"""How long a line may be whose meaning is remembered, in bytes: clients write such lines, too."""
 INVALID: Final = -1
 """The value of a delta-seconds directive that is there but cannot be read: the response counts as stale."""
 
@@ -34,7 +37,7 @@ _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 DELTAS: Final = frozenset({"max-age", "s-maxage", "stale-while-revalidate", "stale-if-error", "min-fresh", "max-stale"})
 
-Directives = dict[str, int | frozenset[bytes] | None]
+Directives = Mapping[str, int | frozenset[bytes] | None]
 """Directive → delta-seconds (or INVALID), the field names of `no-cache="…"` and `private="…"`, or None."""
 
 
@@ -80,7 +83,11 @@ def index(headers: RawHeaders) -> Index:
     """All fields by name, for who is going to ask for many."""
     found: Index = {}
     for name, value in headers:
-        found.setdefault(name.lower(), []).append(value)
+        name = name.lower()
+        if name in found:
+            found[name].append(value)
+        else:
+            found[name] = [value]
     return found
 
 
@@ -89,9 +96,21 @@ def members(lines: Iterable[bytes]) -> list[bytes]:
     return [member for line in lines for part in line.split(b",") if (member := part.strip())]
 
 
-def cache_control(lines: Iterable[bytes]) -> Directives:
+def cache_control(lines: Sequence[bytes]) -> Directives:
     """The directives of all Cache-Control lines, names in lower case."""
-    directives: Directives = {}
+    if len(lines) == 1 and len(lines[0]) <= REMEMBERED:
+        return _of_line(lines[0])
+    return _of_lines(lines)
+
+
+@lru_cache(1024)
+def _of_line(line: bytes) -> Directives:
+    """Apps say the same few things all day."""
+    return _of_lines([line])
+
+
+def _of_lines(lines: Sequence[bytes]) -> Directives:
+    directives: dict[str, int | frozenset[bytes] | None] = {}
     for line in lines:
         for part in _MEMBER.findall(line):
             name, equals, argument = part.partition(b"=")
@@ -104,7 +123,9 @@ def cache_control(lines: Iterable[bytes]) -> Directives:
     return directives
 
 
-def _add(directives: Directives, name: str, argument: bytes | None, well_formed: bool) -> None:
+def _add(
+    directives: dict[str, int | frozenset[bytes] | None], name: str, argument: bytes | None, well_formed: bool
+) -> None:
     if name in DELTAS:
         if argument is None and name == "max-stale":
             number = MAX_DELTA
@@ -135,7 +156,7 @@ def targeted(lines: Iterable[bytes]) -> Directives | None:
         return None
     if not isinstance(parsed, dict) or not parsed:
         return None
-    directives: Directives = {}
+    directives: dict[str, int | frozenset[bytes] | None] = {}
     for name, member in parsed.items():
         value = member[0] if isinstance(member, tuple) else member
         if value is False:

@@ -1,5 +1,6 @@
 """How it is told: Cache-Status (RFC 9211)."""
 
+from functools import lru_cache
 from typing import Final
 
 FORWARDED: Final = {
@@ -14,14 +15,9 @@ FORWARDED: Final = {
 }
 
 
+@lru_cache(1024)
 def forwarded(
-    cache: bytes,
-    why: str,
-    status: int | None,
-    *,
-    stored: bool,
-    collapsed: bool | None = None,
-    detail: str | None = None,
+    cache: bytes, why: str, status: int | None, stored: bool, collapsed: bool | None, detail: str | None
 ) -> bytes:
     """The cache's own part of the field where the app was asked. `collapsed` False: it was tried, in vain.
 

@@ -1,13 +1,14 @@
 """May this response be stored, and on which terms (RFC 9111 3)?
 
 The response decides, by what it says of itself; a rule of the operator speaks only where the response says nothing.
-What is refused is refused with a reason, which Cache-Status shows as its `detail` and the statistics count.
+What is refused is refused with a word that says why, which Cache-Status shows as its `detail`.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from asgi_enhance.asgi.types import HOP_BY_HOP, Headers, RawHeaders
 from asgi_enhance.cache.entry import Entry
@@ -28,15 +29,7 @@ UNDERSTOOD: Final = frozenset(
 Rng = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a response is not stored."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct):
     """A response as it came from the app, and when."""
 
     status: int
@@ -49,14 +42,14 @@ class Received:
     """It is a stored response whose fields a 304 has just updated, not one that came whole."""
 
 
-def terms(request: Request, response: Received, options: Options, rule: CacheRule | None, rng: Rng) -> Entry | Refusal:
-    """The entry to be kept, its body still empty, or why there is none."""
+def terms(request: Request, response: Received, options: Options, rule: CacheRule | None, rng: Rng) -> Entry | str:
+    """The entry to be kept, its body still empty, or why there is none, in a word."""
     status, headers, now = response.status, response.headers, response.received
     index = fields.index(headers)
     directives, aimed = _directives(index, options.targeted)
     reason = _obstacle(request, response, index, directives, options, shared=not options.private)
     if reason is not None:
-        return Refusal(reason)
+        return reason
 
     date_lines = index.get(b"date", ())
     date = fields.http_date(date_lines[0], now) if date_lines else None
@@ -80,7 +73,7 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
         swr = rule.stale_while_revalidate if swr is None and rule.stale_while_revalidate is not None else swr
         sie = rule.stale_if_error if sie is None and rule.stale_if_error is not None else sie
     if (status >= 400 or request.method == "POST") and not (explicit or lifetime):
-        return Refusal("no-explicit-freshness")
+        return "no-explicit-freshness"
     if options.jitter and explicit:
         lifetime *= 1.0 - options.jitter * rng()
 
@@ -97,13 +90,13 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     remaining = lifetime - age
     validator = etag is not None or bool(modified)
     if not validator and (no_cache or max(remaining + swr, remaining + sie) <= 0):
-        return Refusal("no-freshness" if not explicit else "never-fresh")
+        return "no-freshness" if not explicit else "never-fresh"
 
     nominated = _vary(index, rule)
     if nominated is None:
-        return Refusal("vary-star")
+        return "vary-star"
     if len(nominated) > options.max_vary:
-        return Refusal("vary-too-many")
+        return "vary-too-many"
     omitted = _qualified(directives)
     if options.set_cookie == "strip":
         omitted |= {b"set-cookie", b"set-cookie2"}
