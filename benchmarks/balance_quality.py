@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from asgi_enhance.balance.backend import Backend, Endpoint
+from asgi_enhance.balance.options import Limits
 from asgi_enhance.balance.policy import IpHash, LeastConnections, PeakEwma, Policy, RoundRobin
 from benchmarks.harness import Table, arguments, progress, show
 
@@ -56,7 +57,9 @@ class Outcome:
 
 def members(count: int, weights: list[float] | None = None) -> list[Endpoint]:
     return [
-        Endpoint(Backend(f"http://backend-{index}", weight=weights[index] if weights else 1.0), max_connections=10**9)
+        Endpoint(
+            Backend(f"http://backend-{index}", weight=weights[index] if weights else 1.0), Limits(max_connections=10**9)
+        )
         for index in range(count)
     ]
 

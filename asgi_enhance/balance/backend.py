@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any
 from urllib.parse import urlsplit
 
+from asgi_enhance.balance.options import Limits
 from asgi_enhance.errors import ConfigError
 
 _PORTS = {"http": 80, "https": 443}
@@ -21,6 +22,7 @@ class Backend:
     priority:        0 is used first; higher numbers take what the lower ones cannot serve. Default: 0.
     id:              opaque name used in cookies and hashes. Default: a digest of the URL.
     max_connections: requests and WebSockets at the same time. Default: the balancer's limit.
+    max_queue:       requests that may wait on its account, see `Limits`. Default: the balancer's limit.
     host:            value of `Host` for this backend instead of the balancer's policy. Default: none.
     address:         IP address to connect to instead of resolving the URL's host. Default: none.
     tls:             context for `https`. Default: the system's trust store, host name verified.
@@ -32,6 +34,7 @@ class Backend:
     priority: int = 0
     id: str = ""
     max_connections: int | None = None
+    max_queue: int | None = None
     host: str | None = None
     address: str | None = None
     tls: ssl.SSLContext | None = None
@@ -59,6 +62,8 @@ class Backend:
             raise ConfigError(f"priority of {self.url!r} must be at least 0, not {self.priority!r}")
         if self.max_connections is not None and self.max_connections < 1:
             raise ConfigError(f"max_connections of {self.url!r} must be at least 1, not {self.max_connections!r}")
+        if self.max_queue is not None and self.max_queue < 0:
+            raise ConfigError(f"max_queue of {self.url!r} must be at least 0, not {self.max_queue!r}")
         if self.host is not None and any(c <= " " or c > "~" or c == "/" for c in self.host):
             raise ConfigError(f"host of {self.url!r} is not a value for Host: {self.host!r}")
         authority = f"[{hostname}]" if ":" in hostname else hostname
@@ -131,6 +136,7 @@ class Endpoint:
         "full_at",
         "id",
         "in_flight",
+        "max_queue",
         "name",
         "ramp_from",
         "requests",
@@ -140,12 +146,10 @@ class Endpoint:
         "window_requests",
     )
 
-    def __init__(self, backend: Backend, *, max_connections: int) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend, limits: Limits) -> None:
         self.id = backend.id
         self.name = backend.name
-        self.weight = backend.weight
-        self.full_at = backend.max_connections or max_connections
+        self.describe(backend, limits)
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
@@ -167,6 +171,13 @@ class Endpoint:
         self.ejections = 0
         self.window_requests = 0
         self.window_failures = 0
+
+    def describe(self, backend: Backend, limits: Limits) -> None:
+        """Take what the user says of the backend, now or anew."""
+        self.backend = backend
+        self.weight = backend.weight
+        self.full_at = backend.max_connections or limits.max_connections
+        self.max_queue = limits.max_queue if backend.max_queue is None else backend.max_queue
 
     def __repr__(self) -> str:
         state = "draining" if self.draining else "up" if self.checked else "down"

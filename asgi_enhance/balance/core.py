@@ -20,7 +20,7 @@ from asgi_enhance.asgi.types import Headers, Receive, Scope
 from asgi_enhance.balance.backend import Backend, Endpoint
 from asgi_enhance.balance.body import Body
 from asgi_enhance.balance.dispatch import Dispatcher, Stats
-from asgi_enhance.balance.exchange import Exchange, Upstream
+from asgi_enhance.balance.exchange import Answer, Exchange, Upstream
 from asgi_enhance.balance.failure import Rejected, Unavailable
 from asgi_enhance.balance.headers import Forwarding, HeaderRules
 from asgi_enhance.balance.health import Roster
@@ -30,6 +30,7 @@ from asgi_enhance.balance.options import Ejection, HealthCheck, Limits, Retries,
 from asgi_enhance.balance.policy import POLICIES, IpHash, Policy, SlowStart
 from asgi_enhance.balance.registry import PRIVATE, Registry, allowed
 from asgi_enhance.balance.response import ForwardedResponse
+from asgi_enhance.balance.rewrite import Rewriter
 from asgi_enhance.balance.runtime import Runtime
 from asgi_enhance.balance.sticky import Sticky, StickyCookie
 from asgi_enhance.balance.target import raw_target, strict_query
@@ -130,6 +131,7 @@ class LoadBalancer(Resource[Runtime]):
         self.timeouts = timeouts or Timeouts()
         self.limits = limits or Limits()
         self.rules = HeaderRules(forwarding or Forwarding())
+        self._rewrites = self.rules.forwarding.rewrite_location or self.rules.forwarding.rewrite_cookies
         self.sticky = StickyCookie(sticky) if sticky is not None else None
         self.redis = RedisManager.of(redis)
         self._rng = random.Random(seed)
@@ -143,7 +145,6 @@ class LoadBalancer(Resource[Runtime]):
             self._roster,
             self._policy,
             retries=retries or Retries(),
-            limits=self.limits,
             timeouts=self.timeouts,
             hedge=hedge,
             penalty=(ejection or Ejection()).penalty,
@@ -154,7 +155,7 @@ class LoadBalancer(Resource[Runtime]):
         self._members = Members(
             self._roster,
             self.dispatcher,
-            max_connections=self.limits.max_connections,
+            limits=self.limits,
             health=health,
             redis=self.redis,
             registry=self._registry,
@@ -206,11 +207,7 @@ class LoadBalancer(Resource[Runtime]):
             if exchange.method == "CONNECT":
                 raise Rejected(405, "This proxy opens no tunnels.")
             answer = await self.dispatcher.forward(exchange, runtime)
-            assert answer.status is not None
-            headers = self.rules.response(answer.status, answer.headers)
-            if self.sticky is not None:
-                self.stick(exchange, headers, request.scope)
-            return ForwardedResponse(exchange, answer, headers)
+            return ForwardedResponse(exchange, answer, self.response_fields(exchange, answer, request.scope))
 
     async def health_check(self) -> dict[str, dict[str, Any]]:
         """Ask every backend now and report, by backend, whether it answered and what is known of it."""
@@ -306,12 +303,26 @@ class LoadBalancer(Resource[Runtime]):
             subprotocols=scope.get("subprotocols") or (),
         )
 
-    def stick(self, exchange: Exchange, headers: Headers, scope: Scope) -> None:
+    def response_fields(self, exchange: Exchange, answer: Answer, scope: Scope) -> Headers:
+        """The fields for the client. Raises UpstreamFailure for framing that cannot be trusted."""
+        assert answer.status is not None
+        headers = self.rules.response(answer.status, answer.headers)
+        if self._rewrites:
+            assert exchange.endpoint is not None
+            forwarding = self.rules.forwarding
+            mount = scope.get("root_path", "") if self._strip_mount else ""
+            rewriter = Rewriter(exchange.endpoint.backend, exchange.head, mount)
+            headers = rewriter.fields(headers, location=forwarding.rewrite_location, cookies=forwarding.rewrite_cookies)
+        if self.sticky is not None:
+            self._stick(self.sticky, exchange, headers, scope)
+        return headers
+
+    def _stick(self, sticky: StickyCookie, exchange: Exchange, headers: Headers, scope: Scope) -> None:
         """Give the client the cookie of the backend that serves it, if it has no other or another's."""
         endpoint = exchange.endpoint
-        if self.sticky is not None and endpoint is not None and endpoint.id != exchange.sticky:
+        if endpoint is not None and endpoint.id != exchange.sticky:
             secure = (b"x-forwarded-proto", b"https") in exchange.head.fields or scope.get("scheme") in ("https", "wss")
-            headers.append(self.sticky.field(endpoint.id, path=scope.get("root_path") or "/", secure=secure))
+            headers.append(sticky.field(endpoint.id, path=scope.get("root_path") or "/", secure=secure))
 
     def _stuck_to(self, scope: Scope) -> str | None:
         assert self.sticky is not None

@@ -2,6 +2,9 @@
 
 Slots are taken and given back synchronously and nowhere else than here; whoever waits in the queue is handed a slot
 that is already his, so that nobody overtakes him.
+
+There is one queue before all backends, not one a backend: who waits is not yet bound to a backend, and gets whichever
+is free first. A line of its own before each could only be worse (somebody waits there while another backend idles).
 """
 
 import asyncio
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from asgi_enhance.asgi.scope import header
-from asgi_enhance.balance.backend import Endpoint
+from asgi_enhance.balance.backend import Backend, Endpoint
 from asgi_enhance.balance.exchange import IDEMPOTENT, Answer, Exchange
 from asgi_enhance.balance.failure import Unavailable, UpstreamFailure
 from asgi_enhance.balance.health import Roster
@@ -46,7 +49,6 @@ class Dispatcher:
         policy: Policy,
         *,
         retries: Retries,
-        limits: Limits,
         timeouts: Timeouts,
         hedge: Hedge | None,
         penalty: float,
@@ -58,7 +60,6 @@ class Dispatcher:
         self._roster = roster
         self._policy = policy
         self._retries = retries
-        self._max_queue = limits.max_queue
         self._queue_timeout = timeouts.queue
         self._hedger = Hedger(hedge) if hedge is not None else None
         self._penalty = penalty
@@ -190,7 +191,7 @@ class Dispatcher:
         return self._policy.pick(candidates, now, self._rng, exchange.key)
 
     async def _queue(self, exchange: Exchange, runtime: Runtime, tried: list[Endpoint]) -> Endpoint:
-        if len(runtime.queue) >= self._max_queue:
+        if len(runtime.queue) >= sum(one.max_queue for one in self._roster.all_candidates(monotonic())):
             self.stats.unavailable += 1
             raise Unavailable("all backends are busy and the queue is full", error="connection_limit_reached")
         self.stats.queued += 1
@@ -228,10 +229,10 @@ class Dispatcher:
         if runtime.queue:
             self.serve_queue(runtime)
 
-    def resize(self, endpoint: Endpoint, max_connections: int) -> None:
-        """Change how many requests an endpoint may have at a time; those it has stay."""
+    def redescribe(self, endpoint: Endpoint, backend: Backend, limits: Limits) -> None:
+        """Take a new description of a member. How much it may have at a time may change; what it has stays."""
         self._full -= endpoint.in_flight >= endpoint.full_at
-        endpoint.full_at = max_connections
+        endpoint.describe(backend, limits)
         self._full += endpoint.in_flight >= endpoint.full_at
 
     def serve_queue(self, runtime: Runtime) -> None:

@@ -56,6 +56,10 @@ class Forwarding:
                  dashes is there (default), `"reject"` (400), or `"allow"`.
     server_fields: the backend's Server and Date: `"drop"` them (default), since ASGI servers add their own, or
                  `"forward"` them under a server told not to.
+    rewrite_location: Location and Content-Location that name the backend say where the client finds that (nginx's
+                 proxy_redirect), see `rewrite`. Default: False, they pass as they are.
+    rewrite_cookies: the same for Path and Domain of cookies (nginx's proxy_cookie_path, proxy_cookie_domain).
+                 Default: False.
     """
 
     trusted: Iterable[str] = ()
@@ -67,6 +71,8 @@ class Forwarding:
     via_on_responses: bool = False
     underscores: Literal["drop", "reject", "allow"] = "drop"
     server_fields: Literal["drop", "forward"] = "drop"
+    rewrite_location: bool = False
+    rewrite_cookies: bool = False
 
     def __post_init__(self) -> None:
         if self.host not in ("preserve", "rewrite"):

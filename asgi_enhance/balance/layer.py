@@ -70,14 +70,11 @@ class LoadBalanceApp:
                 if extensions and "http.response.early_hint" in extensions:
                     exchange.on_interim = partial(_early_hint, send)
                 answer = await balancer.dispatcher.forward(exchange, runtime)
-                assert answer.status is not None
-                headers = balancer.rules.response(answer.status, answer.headers)
+                headers = balancer.response_fields(exchange, answer, scope)
                 start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
                 trailers = extensions is not None and _wants_trailers(extensions, exchange, headers)
                 if trailers:
                     start["trailers"] = True
-                if balancer.sticky is not None:
-                    balancer.stick(exchange, headers, scope)
                 body = answer.take()
                 complete = answer.complete
                 if complete:

@@ -19,7 +19,7 @@ from asgi_enhance.balance.discovery import FIRST_ANSWER, PREFIX, DnsName
 from asgi_enhance.balance.dispatch import Dispatcher
 from asgi_enhance.balance.failure import Draining
 from asgi_enhance.balance.health import Roster
-from asgi_enhance.balance.options import HealthCheck
+from asgi_enhance.balance.options import HealthCheck, Limits
 from asgi_enhance.balance.registry import RedisBoard, Registry
 from asgi_enhance.balance.runtime import Runtime
 from asgi_enhance.errors import ConfigError
@@ -37,7 +37,7 @@ class Members:
         roster: Roster,
         dispatcher: Dispatcher,
         *,
-        max_connections: int,
+        limits: Limits,
         health: HealthCheck | None,
         redis: RedisManager | None,
         registry: Registry | None,
@@ -47,7 +47,7 @@ class Members:
     ) -> None:
         self._roster = roster
         self._dispatcher = dispatcher
-        self._max_connections = max_connections
+        self._limits = limits
         self._health = health
         self._redis = redis
         self._registry = registry
@@ -109,8 +109,7 @@ class Members:
         backend = replace(endpoint.backend, weight=weight)
         for backends in self._sources.values():
             backends[:] = [backend if one.name == name else one for one in backends]
-        endpoint.backend = backend
-        endpoint.weight = backend.weight
+        self._dispatcher.redescribe(endpoint, backend, self._limits)
         self._roster.changed()
 
     async def drain(self, name: str, runtime: Runtime, seconds: float) -> bool:
@@ -179,9 +178,7 @@ class Members:
             backend = wanted.get(endpoint.name)
             if backend is not None and _same_way(backend, endpoint.backend):
                 del wanted[endpoint.name]
-                endpoint.backend = backend
-                endpoint.weight = backend.weight
-                self._dispatcher.resize(endpoint, backend.max_connections or self._max_connections)
+                self._dispatcher.redescribe(endpoint, backend, self._limits)
                 endpoints.append(endpoint)
             else:
                 endpoint.draining = True
@@ -189,7 +186,7 @@ class Members:
                     _close_websockets(endpoint, runtime)
                     runtime.tasks.spawn(runtime.retire(endpoint), name="balance-retire")
         for backend in wanted.values():
-            endpoint = Endpoint(backend, max_connections=self._max_connections)
+            endpoint = Endpoint(backend, self._limits)
             if runtime is not None and endpoints:
                 endpoint.ramp_from = monotonic()
             endpoints.append(endpoint)

@@ -45,7 +45,8 @@ class Limits:
     """How much there may be of anything.
 
     max_connections:   requests and WebSockets at a time on one backend. Default: 1024 (Envoy).
-    max_queue:         requests waiting for a free backend. Default: 1024 (Envoy's max_pending_requests).
+    max_queue:         requests waiting, a backend: all wait in one line for whichever is free first, and it is as long
+                       as those that may be chosen allow together. Default: 1024 (Envoy's max_pending_requests).
     max_body:          bytes of a request body. Default: none; the backend knows best.
     max_target:        bytes of path and query. Default: 16384.
     max_response_head: bytes of a response's head with all its interim responses, and of its trailers. Default: 65536.

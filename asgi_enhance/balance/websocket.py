@@ -8,7 +8,7 @@ handed on as it is. Close codes and reasons cross in both directions; those that
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import EXTERNAL_CLOSE_CODES
 
-from asgi_enhance.asgi.types import Headers, Receive, Scope, Send
+from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.balance.core import LoadBalancer
 from asgi_enhance.balance.exchange import Exchange
 from asgi_enhance.balance.failure import ClientGone, Draining, Rejected, Unavailable, UpstreamFailure, problem
@@ -39,7 +39,7 @@ async def proxy_websocket(
             if answer.status == 101:
                 await relay.read_backend(exchange, answer)
             else:
-                await relay.refuse(answer)
+                await relay.refuse(exchange, answer)
     except ClientGone:
         core.stats.clients_gone += 1
     except Draining:
@@ -92,10 +92,8 @@ class _Relay:
     async def read_backend(self, exchange: Exchange, answer: WebSocketAnswer) -> None:
         """Backend to client, from the handshake to the close."""
         connection = answer.connection
-        kept = self._core.rules.response(101, answer.headers)
-        headers: Headers = [pair for pair in kept if not pair[0].startswith(_HANDSHAKE)]
-        if self._core.sticky is not None:
-            self._core.stick(exchange, headers, self._scope)
+        kept = self._core.response_fields(exchange, answer, self._scope)
+        headers = [pair for pair in kept if not pair[0].startswith(_HANDSHAKE)]
         self._answer = answer
         exchange.progress()
         await self._send({"type": "websocket.accept", "subprotocol": connection.subprotocol, "headers": headers})
@@ -116,14 +114,14 @@ class _Relay:
             else:
                 await self.close(INTERNAL_ERROR, "")
 
-    async def refuse(self, answer: WebSocketAnswer) -> None:
+    async def refuse(self, exchange: Exchange, answer: WebSocketAnswer) -> None:
         """Hand on the backend's refusal; servers without that extension make 403 of a close."""
         if "websocket.http.response" not in (self._scope.get("extensions") or ()):
             await self.close(1000, "")
             return
-        assert answer.status is not None
         body = answer.take()
-        headers = [pair for pair in self._core.rules.response(answer.status, answer.headers) if pair[0] != _LENGTH]
+        kept = self._core.response_fields(exchange, answer, self._scope)
+        headers = [pair for pair in kept if pair[0] != _LENGTH]
         headers.append((_LENGTH, b"%d" % len(body)))
         start = {"type": "websocket.http.response.start", "status": answer.status, "headers": headers}
         await self._send(start)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import socket
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 from starlette.applications import Starlette
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
 
-from asgi_enhance.balance import Limits, LoadBalanceApp, LoadBalancer, Retries, Timeouts
+from asgi_enhance.balance import Backend, Limits, LoadBalanceApp, LoadBalancer, Retries, Timeouts
 from asgi_enhance.testing.driver import http_scope
 from asgi_enhance.testing.live import free_port
 from tests.balance.wire import OK, ScriptedBackend, Wire, ask, connect, front, get, serve, until
@@ -94,6 +94,31 @@ async def test_73_who_waits_in_the_queue_is_served_when_a_slot_is_free(http: str
             go.set()
             assert [(await client.message()).status for client in (first, second)] == [200, 200]
         assert backend.balancer.in_flight == 0
+
+
+async def test_73_one_more_may_wait_for_every_backend_that_may_be_chosen() -> None:
+    async with ScriptedBackend(silent) as one, ScriptedBackend(silent) as other, AsyncExitStack() as stack:
+        backends = [Backend(one.url, max_queue=2), Backend(other.url)]
+        limits = Limits(max_connections=1, max_queue=1)
+        app = LoadBalanceApp(backends, limits=limits, ejection=None, timeouts=Timeouts(queue=5))
+        stats = app.balancer.stats
+        port = await stack.enter_async_context(serve(app))
+
+        async def send() -> Wire:
+            client = await stack.enter_async_context(connect(port))
+            await client.send(get())
+            return client
+
+        for _ in range(2 + 3):
+            await send()
+        await until(lambda: (app.balancer.in_flight, stats.queued) == (2, 3))
+        assert (await (await send()).message()).status == 503
+        app.balancer.add_backend(Backend(other.url, max_queue=2))  # the others' requests stay where they are
+        await send()
+        await until(lambda: stats.queued == 4)
+        app.balancer.remove_backend(one.url)
+        assert (await (await send()).message()).status == 503
+        await app.balancer.close()
 
 
 async def test_74_a_problem_shows_nothing_of_the_inside(http: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from asgi_enhance.balance.backend import Backend, Endpoint
 from asgi_enhance.balance.failure import UpstreamFailure
 from asgi_enhance.balance.health import Roster, spill, success_threshold
-from asgi_enhance.balance.options import Ejection, Retries
+from asgi_enhance.balance.options import Ejection, Limits, Retries
 from asgi_enhance.balance.retry import RetryBudget, backoff, may_retry
 
 RNG = random.Random(1)
@@ -17,7 +17,7 @@ def roster(size: int, ejection: Ejection | None = Ejection(), *, priorities: tup
     made = Roster(ejection)
     for index in range(size):
         priority = priorities[index] if priorities else 0
-        made.endpoints.append(Endpoint(Backend(f"http://{index}", priority=priority), max_connections=100))
+        made.endpoints.append(Endpoint(Backend(f"http://{index}", priority=priority), Limits(max_connections=100)))
     return made
 
 

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import pytest
 
 from asgi_enhance.balance.backend import Backend, Endpoint
+from asgi_enhance.balance.options import Limits
 from asgi_enhance.balance.policy import IpHash, LeastConnections, PeakEwma, Policy, RoundRobin, SlowStart, rendezvous
 from asgi_enhance.errors import ConfigError
 
 
 def endpoints(*weights: float) -> list[Endpoint]:
     return [
-        Endpoint(Backend(f"http://{index}", weight=weight), max_connections=100) for index, weight in enumerate(weights)
+        Endpoint(Backend(f"http://{index}", weight=weight), Limits(max_connections=100))
+        for index, weight in enumerate(weights)
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from asgi_enhance.asgi.types import Message
 from asgi_enhance.balance import Forwarding, Limits, LoadBalanceApp
-from asgi_enhance.testing.driver import Driver, http_scope
+from asgi_enhance.testing.driver import Driver, http_scope, request
 from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
 
@@ -97,6 +97,38 @@ async def test_57_statuses_without_body_have_none(http: str, status: bytes) -> N
                 assert answer.status == int(status[:3])
                 assert answer.one(b"etag") == b"x"
         assert len(backend.wires) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "status"), [("HEAD", b"200 OK"), ("GET", b"204 No Content"), ("GET", b"304 Not Modified")]
+)
+async def test_57_a_body_that_comes_late_is_not_the_next_answer(method: str, status: bytes) -> None:
+    async def answer(wire: Wire) -> None:
+        while True:
+            await wire.head()
+            await wire.send(b"HTTP/1.1 " + status + b"\r\ncontent-length: 41\r\n\r\n")
+
+    async with ScriptedBackend(answer) as backend:
+        app = LoadBalanceApp([backend.url])
+        await request(app, method=method)
+        (first,) = backend.wires
+        backend.answer = OK
+        # in the socket before the next request, and not seen by the loop, since nothing here waits for it
+        first.writer.write(b"HTTP/1.1 201 Evil\r\ncontent-length: 0\r\n\r\n")
+        assert (await request(app)).status == 200
+        await until(lambda: first.over)
+        await app.balancer.close()
+
+
+@pytest.mark.parametrize("late", [b"HTTP/1.1 201 Evil\r\ncontent-length: 0\r\n\r\n", b"."])
+async def test_70_what_comes_while_nothing_was_asked_closes_the_connection(http: str, late: bytes) -> None:
+    async with front(OK, http) as (backend, port):
+        assert (await ask(port, get())).status == 200
+        (first,) = backend.wires
+        await first.send(late)
+        await until(lambda: first.over)
+        assert (await ask(port, get())).status == 200
+        assert len(backend.wires) == 2
 
 
 async def test_58_a_coded_body_is_not_touched(http: str) -> None:

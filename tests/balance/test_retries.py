@@ -1,12 +1,13 @@
 """Behaviours 94 and 96 over sockets: who gets the second try, and who gets none."""
 
 import asyncio
+import socket
 
 import pytest
 
 from asgi_enhance.asgi.types import Message
 from asgi_enhance.balance import Ejection, Hedge, Limits, LoadBalanceApp, Retries
-from asgi_enhance.testing.driver import Driver, http_scope
+from asgi_enhance.testing.driver import Driver, http_scope, request
 from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
 BUSY = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"
@@ -42,6 +43,16 @@ async def test_96_a_kept_alive_connection_that_ends_is_not_replaced_for_a_post(h
     async with front(closes_after(1), http) as (_, port):
         statuses = [(await ask(port, get(method=b"POST"))).status for _ in range(2)]
         assert statuses == [200, 502]
+
+
+async def test_96_a_post_is_not_risked_on_a_connection_that_has_ended_already() -> None:
+    async with ScriptedBackend() as backend:
+        app = LoadBalanceApp([backend.url])
+        for ended in range(3):
+            assert (await request(app, method="POST")).status == 200
+            assert len(backend.wires) == ended + 1
+            backend.wires[-1].writer.get_extra_info("socket").shutdown(socket.SHUT_WR)  # the loop has not seen it yet
+        await app.balancer.close()
 
 
 async def test_96_a_get_that_fails_is_tried_at_another_backend(http: str) -> None:

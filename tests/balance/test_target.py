@@ -6,8 +6,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from asgi_enhance.balance import Backend, Limits, LoadBalanceApp
+from asgi_enhance.balance import Backend, Forwarding, Limits, LoadBalanceApp
 from asgi_enhance.balance.failure import Rejected
+from asgi_enhance.balance.headers import HeaderRules
+from asgi_enhance.balance.rewrite import Rewriter
 from asgi_enhance.balance.target import strict_query
 from tests.balance.wire import ScriptedBackend, ask, front, get, serve
 
@@ -142,11 +144,91 @@ async def test_13_the_servers_own_root_path_is_stripped_too(http: str) -> None:
         assert backend.last.target == b"/x%2Fy"
 
 
-async def test_14_location_and_cookie_paths_are_not_rewritten(http: str) -> None:
-    answer = b"HTTP/1.1 302 Found\r\nlocation: /b\r\nset-cookie: a=b; Path=/c\r\ncontent-length: 0\r\n\r\n"
-    async with front(answer, http) as (_, port):
-        response = await ask(port, get())
-    assert (response.one(b"location"), response.one(b"set-cookie")) == (b"/b", b"a=b; Path=/c")
+async def fields_14(http: str, *fields: str, base: str = "", **options: Any) -> list[str]:
+    """Fields of a backend with that base path, as the client of a balancer mounted at `/my app` gets them."""
+    async with ScriptedBackend() as backend:
+        lines = "".join(f"{field.format(backend=backend.url)}\r\n" for field in fields)
+        backend.answer = f"HTTP/1.1 302 Found\r\n{lines}content-length: 0\r\n\r\n".encode()
+        balancer = LoadBalanceApp([backend.url + base], **options)
+        async with serve(Starlette(routes=[Mount("/my app", balancer)]), http=http) as port:
+            response = await ask(port, get(b"/my%20app/x"))
+        names = {field.partition(":")[0].encode() for field in fields}
+        seen = [f"{name.decode()}: {value.decode()}" for name, value in response.headers if name in names]
+        return [field.replace(backend.url, "{backend}") for field in seen]
+
+
+async def test_14_locations_and_cookies_are_not_rewritten_unasked(http: str) -> None:
+    fields = ["location: /b", "content-location: /b", "set-cookie: a=b; Domain=127.0.0.1; Path=/c"]
+    assert await fields_14(http, *fields) == fields
+
+
+@pytest.mark.parametrize(
+    ("base", "said", "seen"),
+    [
+        ("", "/b?c#d", "/my%20app/b?c#d"),
+        ("", "{backend}/b", "/my%20app/b"),
+        ("", "{backend}", "/my%20app/"),
+        ("", "http://front.example/b", "http://front.example/my%20app/b"),
+        ("", "https://FRONT.example:443/b", "https://FRONT.example:443/my%20app/b"),
+        ("", "//front.example/b", "//front.example/my%20app/b"),
+        ("", "http://other.example/b", "http://other.example/b"),
+        ("", "b/c", "b/c"),
+        ("", "?page=2", "?page=2"),
+        ("", "mailto:a@b", "mailto:a@b"),
+        ("/base", "/base/b", "/my%20app/b"),
+        ("/base", "/base?c", "/my%20app/?c"),
+        ("/base", "{backend}/base", "/my%20app/"),
+        ("/base", "/based/b", "/based/b"),
+        ("/base", "{backend}/other", "{backend}/other"),
+    ],
+)
+async def test_14_a_location_is_rewritten_on_demand(http: str, base: str, said: str, seen: str) -> None:
+    fields = [f"location: {said}", f"content-location: {said}"]
+    rewritten = await fields_14(http, *fields, base=base, forwarding=Forwarding(rewrite_location=True))
+    assert rewritten == [f"location: {seen}", f"content-location: {seen}"]
+
+
+@pytest.mark.parametrize(
+    ("base", "said", "seen"),
+    [
+        ("", "a=b; Path=/; HttpOnly", "a=b; Path=/my%20app; HttpOnly"),
+        ("", "a=b;path=/c", "a=b; Path=/my%20app/c"),
+        ("", "a=b", "a=b"),
+        ("", "a=b; Path=", "a=b; Path="),
+        ("", "a=b; Domain=127.0.0.1; Path=/c", "a=b; Path=/my%20app/c"),
+        ("", "a=b; Domain=.front.example", "a=b; Domain=.front.example"),
+        ("/base", "a=b; Path=/base/", "a=b; Path=/my%20app"),
+        ("/base", "a=Path=/base; Path=/other", "a=Path=/base; Path=/other"),
+    ],
+)
+async def test_14_path_and_domain_of_a_cookie_are_rewritten_on_demand(
+    http: str, base: str, said: str, seen: str
+) -> None:
+    forwarding = Forwarding(rewrite_cookies=True)
+    assert await fields_14(http, f"set-cookie: {said}", base=base, forwarding=forwarding) == [f"set-cookie: {seen}"]
+
+
+async def test_14_only_what_was_asked_for_is_rewritten(http: str) -> None:
+    fields = ["location: /b", "set-cookie: a=b; Path=/c"]
+    seen = await fields_14(http, *fields, forwarding=Forwarding(rewrite_location=True))
+    assert seen == ["location: /my%20app/b", fields[1]]
+    seen = await fields_14(http, *fields, forwarding=Forwarding(rewrite_cookies=True))
+    assert seen == [fields[0], "set-cookie: a=b; Path=/my%20app/c"]
+    both = Forwarding(rewrite_location=True, rewrite_cookies=True)
+    assert await fields_14(http, *fields, strip_mount=False, forwarding=both) == [
+        "location: /b",
+        "set-cookie: a=b; Path=/c",
+    ]
+
+
+@pytest.mark.parametrize(
+    "said", [b"http://b//evil.example/", b"/base//evil.example/", rb"http://b/base/\evil.example/"]
+)
+def test_14_a_rewritten_path_never_names_another_host(said: bytes) -> None:
+    base = "/base" if b"/base" in said else ""
+    head = HeaderRules(Forwarding()).request({"headers": [(b"host", b"front.example")], "client": None})
+    moved = Rewriter(Backend("http://b" + base), head, "").location(said)
+    assert moved == b"/." + said[said.index(b"evil") - 2 :]
 
 
 async def test_15_connect_is_a_405_and_options_star_stays_a_star(http: str) -> None:

@@ -3,7 +3,9 @@
 The rules:
 
 - A connection is reused only after a response that is complete, framed by its own length or chunks, not marked
-  `close`, and to a request that was sent whole. Anything the backend sends while no request is open ends it.
+  `close`, and to a request that was sent whole. Anything the backend sends while no request is open ends it. What it
+  sends after a response without a body (to HEAD, 204, 304) once the next request is on its way is taken for its answer:
+  HTTP/1.1 has no other way to tell. `silent()` keeps that to what arrives in the time the request itself needs.
 - What arrives is kept until it is read, and reading from the socket pauses above `HIGH_WATER` kept bytes.
 - Fields are bounded: all that comes before the body by `max_head`, and so is what comes between two pieces of it or
   after the last, where trailers are.
@@ -11,6 +13,7 @@ The rules:
 """
 
 import asyncio
+import select
 from typing import Any, Protocol
 
 import httptools
@@ -90,6 +93,17 @@ class Connection(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
+
+    @property
+    def bodiless(self) -> bool:
+        """Whether the last response had no body whatever its fields say: a wrong one may still be on its way."""
+        return self._headless or self.status in (204, 304)
+
+    def silent(self) -> bool:
+        """Whether nothing has come, not even an end, that the loop has not read yet."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     def begin(self, data: bytes, *, to_head: bool, whole: bool) -> None:
         """Send the beginning of a request (or all of it, if `whole`) and expect its response."""

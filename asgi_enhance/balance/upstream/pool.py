@@ -6,16 +6,13 @@ grow old enough to be closed. Nothing waits here but the connect itself.
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.balance.backend import Backend
+from asgi_enhance.balance.exchange import IDEMPOTENT, Answer, Exchange
 from asgi_enhance.balance.failure import Rejected, UpstreamFailure
 from asgi_enhance.balance.options import Limits, Timeouts
 from asgi_enhance.balance.upstream.http1 import Connection
-
-if TYPE_CHECKING:
-    from asgi_enhance.balance.exchange import Answer, Exchange
 
 
 class Http1Upstream:
@@ -37,8 +34,8 @@ class Http1Upstream:
     def __repr__(self) -> str:
         return f"<Http1Upstream {self._backend.name}: {len(self._open)} open, {len(self._idle)} idle>"
 
-    async def open(self, exchange: "Exchange", *, fresh: bool = False) -> Connection:
-        connection = None if fresh else self._take_idle()
+    async def open(self, exchange: Exchange, *, fresh: bool = False) -> Connection:
+        connection = None if fresh else self._take_idle(careful=exchange.method not in IDEMPOTENT)
         if connection is None:
             connection = await self._connect()
         body = exchange.body
@@ -58,7 +55,7 @@ class Http1Upstream:
             raise
         return connection
 
-    def release(self, answer: "Answer") -> None:
+    def release(self, answer: Answer) -> None:
         assert isinstance(answer, Connection)
         if answer.release(self._loop.time()):
             self._idle.append(answer)
@@ -85,12 +82,17 @@ class Http1Upstream:
         self._open.discard(connection)
         connection.abort()
 
-    def _take_idle(self) -> Connection | None:
+    def _take_idle(self, *, careful: bool) -> Connection | None:
+        """The newest connection that is good. With `careful`, or after a response without a body, the socket is asked.
+
+        Elsewhere what has come meanwhile is seen by the loop, or is a backend's goodbye that a second try makes good.
+        """
         if self._idle:
             oldest = self._loop.time() - self._timeouts.keep_alive
             while self._idle:
                 connection = self._idle.pop()
-                if connection.idle_since > oldest and not connection.closed:
+                good = connection.idle_since > oldest and not connection.closed
+                if good and (not (careful or connection.bodiless) or connection.silent()):
                     return connection
                 self._close(connection)
         return None
@@ -115,7 +117,7 @@ class Http1Upstream:
         self._open.add(connection)
         return connection
 
-    def _encode(self, exchange: "Exchange") -> bytes:
+    def _encode(self, exchange: Exchange) -> bytes:
         head, body = exchange.head, exchange.body
         first = body.first
         if not body.more:
@@ -140,7 +142,7 @@ class Http1Upstream:
             raise Rejected(400, "The request holds control characters.")
         return data + first if first else data
 
-    async def _upload(self, connection: Connection, exchange: "Exchange") -> None:
+    async def _upload(self, connection: Connection, exchange: Exchange) -> None:
         body = exchange.body
         chunked = body.length is None
         try:
@@ -160,7 +162,7 @@ class Http1Upstream:
             exchange.interrupt(error)
 
 
-async def _hand_on_interim(connection: Connection, exchange: "Exchange") -> None:
+async def _hand_on_interim(connection: Connection, exchange: Exchange) -> None:
     interim, connection.interim = connection.interim, []
     if exchange.on_interim is not None:
         for status, fields in interim:
