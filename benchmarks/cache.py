@@ -1,4 +1,4 @@
-"""What a hit costs, in memory and in Redis, beside the peers; how late a miss's first byte is; what a stream costs.
+"""What a hit costs, in memory and in Redis, beside the peers; how late a miss's bytes are; what a stream costs.
 
     python -m benchmarks.cache [--quick]
 
@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_enhance.cache import CacheMiddleware, MemoryCache, RedisCache, TieredCache
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.servers import RedisServer
-from benchmarks.harness import Way, arguments, compare, discard, fresh_scope, receive, show
+from benchmarks.harness import Table, Way, arguments, compare, discard, fresh_scope, progress, receive, show
 
 BODY = b"x" * 1024
 AT_ONCE = 32
@@ -163,30 +164,42 @@ async def redis_hits(url: str, count: int, rounds: int) -> None:
     await client.aclose()
 
 
-async def first_byte(rounds: int) -> None:
-    """The delay that the layer adds to the first byte of a response that the app goes on making."""
-    delays: dict[str, list[float]] = {"bare app": [], "asgi_enhance": []}
+async def first_byte(url: str, rounds: int) -> None:
+    """How late the app is asked on a miss, and its bytes reach the client, when it goes on making the response."""
+    marks: dict[str, float] = {}
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        marks["app asked"] = time.perf_counter()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
         await send({"type": "http.response.body", "body": BODY, "more_body": True})
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.01)
+        marks["last sent"] = time.perf_counter()
         await send({"type": "http.response.body", "body": BODY})
 
-    for _ in range(rounds):
-        for name, app in (("bare app", slow), ("asgi_enhance", CacheMiddleware(slow))):
-            first: list[float] = []
+    async def send(message: Message) -> None:
+        what = "start" if message["type"] == "http.response.start" else "body" if message.get("more_body") else "last"
+        marks[what] = time.perf_counter()
 
-            async def send(message: Message, first: list[float] = first) -> None:
-                if message["type"] == "http.response.body" and not first:
-                    first.append(time.perf_counter())
-
-            begun = time.perf_counter()
-            await app(fresh_scope("/page"), receive, send)
-            delays[name].append(first[0] - begun)
-    best = {name: min(times) * 1e6 for name, times in delays.items()}
-    figures = ", ".join(f"{name} {delay:.0f} µs" for name, delay in best.items())
-    show(f"First byte of a miss whose app takes 20 000 µs more: {figures}.")
+    async with RedisCache(RedisManager(url, prefix="first")) as cache:
+        ways: dict[str, ASGIApp] = {
+            "bare app": slow,
+            "MemoryCache": CacheMiddleware(slow),
+            "RedisCache": CacheMiddleware(slow, cache=cache),
+            "RedisCache, collapse=False": CacheMiddleware(slow, cache=cache, namespace="alone", collapse=False),
+        }
+        columns = ("app asked", "its first byte passed on", "its last byte passed on")
+        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
+        for number in range(rounds + 1):
+            for name, app in ways.items():
+                begun = time.perf_counter()
+                await app(fresh_scope(f"/{number}"), receive, send)
+                first = marks["body"] - marks["app asked"]
+                found[name].append((marks["app asked"] - begun, first, marks["last"] - marks["last sent"]))
+            progress("misses", number + 1, rounds + 1)
+    rows: dict[str, list[float | str | None]] = {
+        name: [median(times) * 1e6 for times in zip(*rounds[1:], strict=True)] for name, rounds in found.items()
+    }
+    show(Table("a miss: µs until", dict.fromkeys(columns, ".0f"), rows))
 
 
 async def stream(size: int) -> None:
@@ -212,7 +225,7 @@ async def main() -> None:
     await memory_hits(200 if quick else 1000, 3 if quick else 11)
     with RedisServer() as server:
         await redis_hits(server.url, 320 if quick else 1600, 3 if quick else 11)
-    await first_byte(5 if quick else 20)
+        await first_byte(server.url, 20 if quick else 100)
     await stream((64 if quick else 1024) << 20)
 
 

@@ -69,11 +69,12 @@ class Fetch:
 
     __slots__ = ("epoch", "fence", "key", "void", "writes")
 
-    def __init__(self, key: Key, epoch: int, writes: int) -> None:
+    def __init__(self, key: Key, epoch: int, writes: int, fence: bytes | None) -> None:
         self.key = key
         self.epoch = epoch
         self.writes = writes
-        self.fence = 0
+        self.fence = fence
+        """What the store knew of other processes' writes to its URL; None: nobody has asked it yet."""
         self.void = False
         """It is not to be kept, whatever it will be."""
 
@@ -286,7 +287,7 @@ class Cache(Resource[R], Generic[R]):
 
     def fetch(self, request: Request) -> Fetch:
         """To be made before the app is asked, and given to `store` with what the app has said."""
-        return Fetch(request.key, self.epoch(), self._writes.number)
+        return Fetch(request.key, self.epoch(), self._writes.number, request.fence)
 
     async def fence(self, fetch: Fetch) -> None:
         """Complete a fetch with what only other processes know. Needed where the cache is `remote`."""

@@ -1,8 +1,9 @@
 """A cache in Redis: shared by processes and hosts, one round trip a hit.
 
 All variants of a URL are one hash, so one HMGET brings the variant that is wanted together with the list of Varys
-that says whether it was the right one to want. Frames are bytes that this version wrote or they are nothing. Redis
-away or slow is a miss, at once: what could not be told to it meanwhile is told before it is believed again.
+that says whether it was the right one to want and, should it be a miss, with the last write to the URL. Frames are
+bytes that this version wrote or they are nothing. Redis away or slow is a miss, at once: what could not be told to it
+meanwhile is told before it is believed again.
 """
 
 import asyncio
@@ -33,6 +34,7 @@ MAX_PURGES: Final = 10_000
 MAX_OWED: Final = 10_000
 FENCE: Final = 600_000
 """Milliseconds for which a write keeps out responses that were asked for before it."""
+NO_FENCE: Final = b"0"
 PLAIN: Final = "-"
 """The field of the one variant of a URL whose responses do not vary."""
 NO_VARY: Final[tuple[VaryNames, ...]] = ((),)
@@ -147,9 +149,10 @@ class RedisCache(Cache[RedisRunning]):
         key = self._key(name)
         known, varies = self._varies.get(name, (None, NO_VARY))
         frames: list[bytes | None]
-        spoken, *frames = await self.manager.execute(
-            "HMGET", key, "s", *(self._field(request, names) for names in varies), idempotent=True
+        spoken, fence, *frames = await self.manager.execute(
+            "HMGET", key, "s", "f", *(self._field(request, names) for names in varies), idempotent=True
         )
+        request.fence = fence or NO_FENCE
         if spoken != known:
             varies = self._learn(name, spoken)
             if varies != NO_VARY or any(frames):
@@ -230,9 +233,10 @@ class RedisCache(Cache[RedisRunning]):
         return self.purges.number
 
     async def fence(self, fetch: Fetch) -> None:
+        if fetch.fence is not None:
+            return
         try:
-            fence = await self.manager.execute("GET", self._fence(fetch.key), idempotent=True)
-            fetch.fence = int(fence or 0)
+            fetch.fence = await self._fence(fetch.key)
         except FAILURES:
             # Whether its URL is written to meanwhile cannot be known, so it will not be kept
             self.stats.store_errors += 1
@@ -245,14 +249,14 @@ class RedisCache(Cache[RedisRunning]):
         name = digest(request.key)
         try:
             if fetch.key != request.key:  # only now it is known that its query makes no difference
-                fetch.fence = int(await self.manager.execute("GET", self._fence(request.key), idempotent=True) or 0)
+                fetch.fence = await self._fence(request.key)
             if entry.no_vary_search:
                 said = (self._search_key(request.url), entry.no_vary_search, "PX", milliseconds)
                 await self.manager.execute("SET", *said, idempotent=True)
             kept = await self._store(
-                keys=[self._key(name), self._fence(request.key)],
+                keys=[self._key(name)],
                 args=[
-                    str(fetch.fence),
+                    fetch.fence or NO_FENCE,
                     self._field(request, entry.vary),
                     entries.encode(entry),
                     milliseconds,
@@ -265,8 +269,8 @@ class RedisCache(Cache[RedisRunning]):
             return False
         return bool(kept)
 
-    def _fence(self, key: Key) -> str:
-        return f"{self._key(digest(key))}:fence"
+    async def _fence(self, key: Key) -> bytes:
+        return await self.manager.execute("HGET", self._key(digest(key)), "f", idempotent=True) or NO_FENCE
 
     async def invalidate(self, keys: Iterable[Key]) -> None:
         keys = list(keys)
@@ -301,8 +305,7 @@ class RedisCache(Cache[RedisRunning]):
             fact = _fact.encode(news)
             await self._record(keys=[self._purges_key], args=(self._purges_channel, MAX_PURGES, everything, fact))
         else:
-            key = self._key(digest(news))
-            await self._invalidate(keys=[key, self._fence(news)], args=[FENCE])
+            await self._invalidate(keys=[self._key(digest(news))], args=[FENCE])
 
     async def _catch_up(self) -> None:
         """Tell what could not be told, hear what was not heard. Whatever fails here makes the lookup a miss."""

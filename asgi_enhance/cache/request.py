@@ -46,7 +46,7 @@ class Request:
     plain: bool
     """No field asks for anything but the response itself."""
 
-    __slots__ = ("_directives", "encodings", "fields", "headers", "key", "method", "partition", "plain", "url")
+    __slots__ = ("_directives", "encodings", "fence", "fields", "headers", "key", "method", "partition", "plain", "url")
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class Request:
         self.headers: RawHeaders = scope["headers"]
         self.encodings = encodings
         self._directives: Directives | None = None
+        self.fence: bytes | None = None
+        """The last write to its URL that the store knew of when it was looked up; None if it was not."""
         self.fields: dict[bytes, bytes] = {}
         self.partition: Partition = ()
         if url is not None:  # somebody has read it already, and found that it is plain

@@ -1,15 +1,13 @@
 -- Keep one variant of a URL, unless the URL was written to since its response was asked for.
 --
 -- KEYS[1] the variants of the URL, a hash: "o" the fields in the order they were stored, "s" the Varys in use (the
---         latest first), and one field a variant
--- KEYS[2] the URL's fence: when it was written to, if lately
+--         latest first), "f" the fence (when it was written to, if lately), and one field a variant
 -- ARGV    1 the fence as it was  2 the field  3 the frame  4 its time to live in ms  5 its Vary  6 variants at most
-if (redis.call('GET', KEYS[2]) or '0') ~= ARGV[1] then
+local kept = redis.call('HMGET', KEYS[1], 'o', 's', 'f')
+if (kept[3] or '0') ~= ARGV[1] then
   return 0
 end
 local limit = tonumber(ARGV[6])
-
-local kept = redis.call('HMGET', KEYS[1], 'o', 's')
 local order = kept[1] and cmsgpack.unpack(kept[1]) or {}
 if order[#order] ~= ARGV[2] then
   for i, field in ipairs(order) do

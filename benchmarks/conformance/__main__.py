@@ -30,8 +30,8 @@ LOCAL = (
 """Loaded before the origin, which would listen on every interface."""
 
 
-def suite(home: Path) -> Path:
-    """The suite, installed if it is not."""
+def installed(home: Path) -> Path:
+    """The suite as it was released, installed if it is not."""
     package = home / "node_modules" / "http-cache-tests"
     if not package.exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -40,21 +40,28 @@ def suite(home: Path) -> Path:
     return package
 
 
-def tests(package: Path) -> dict[str, dict[str, Any]]:
+def engine(suite: Path) -> Path:
+    """Where in the suite its origin and its client are: later states of it than the release have a folder for them."""
+    folder = suite / "test-engine"
+    return folder if folder.is_dir() else suite
+
+
+def tests(suite: Path) -> dict[str, dict[str, Any]]:
     """What is to be passed by a cache that is no browser: id → kind, suite, dependencies."""
     code = (
-        "import tests from './tests/index.mjs'; import more from './tests/surrogate-control.mjs';"
-        "console.log(JSON.stringify([...tests, more].flatMap(suite => suite.tests.filter(test => !test.browser_only)"
+        "import tests from './tests/index.mjs';"
+        "const more = await import('./tests/surrogate-control.mjs').then(found => [found.default], () => []);"
+        "console.log(JSON.stringify([...tests, ...more].flatMap(suite => suite.tests.filter(test => !test.browser_only)"
         ".map(test => ({ id: test.id, kind: test.kind ?? 'required', needs: test.depends_on ?? [],"
         " suite: suite.id })))))"
     )
     output = subprocess.run(
-        ["node", "--no-warnings", "--input-type=module", "-e", code], cwd=package, check=True, capture_output=True
+        ["node", "--no-warnings", "--input-type=module", "-e", code], cwd=suite, check=True, capture_output=True
     )
     return {test["id"]: test for test in json.loads(output.stdout)}
 
 
-async def run(package: Path, only: str = "") -> str:
+async def run(suite: Path, invalid_age: str, only: str = "") -> str:
     """What the suite's client prints: the results as JSON, or one exchange in full."""
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
@@ -66,8 +73,8 @@ async def run(package: Path, only: str = "") -> str:
             "npm_config_id": only,
         }
         origin = await asyncio.create_subprocess_exec(
-            *("node", "--no-warnings", "--import", LOCAL, "server/server.mjs"),
-            cwd=package,
+            *("node", "--no-warnings", "--import", LOCAL, str(engine(suite) / "server" / "server.mjs")),
+            cwd=suite,
             env={**os.environ, **settings},
             stdout=subprocess.PIPE,
         )
@@ -75,11 +82,11 @@ async def run(package: Path, only: str = "") -> str:
             assert origin.stdout is not None
             await origin.stdout.readline()  # it says where it listens
             options = ["--no-date-header", "--no-server-header", "--no-access-log", "--http", "httptools"]
-            environment = {"ORIGIN": f"127.0.0.1:{port}"}
+            environment = {"ORIGIN": f"127.0.0.1:{port}", "INVALID_AGE": invalid_age}
             with LiveServer("benchmarks.conformance.app:app", options=options, env=environment) as cache:
                 client = await asyncio.create_subprocess_exec(
-                    *("node", "--no-warnings", "cli.mjs"),
-                    cwd=package,
+                    *("node", "--no-warnings", str(engine(suite) / "cli.mjs")),
+                    cwd=suite,
                     env={**os.environ, **settings, "npm_config_base": cache.url},
                     stdout=subprocess.PIPE,
                 )
@@ -121,17 +128,20 @@ async def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", default="", help="show the exchange of one test")
     parser.add_argument("--home", type=Path, default=Path(".venv-conformance"), help="where the suite is installed")
+    parser.add_argument("--suite", type=Path, help="a folder with another state of the suite, its own npm install done")
     options = parser.parse_args()
-    package = suite(options.home.resolve())
+    folder = options.suite.resolve() if options.suite else installed(options.home.resolve())
+    invalid_age = "ignore" if options.suite else "stale"  # RFC 9111 turned the rule round, and later states follow it
     if options.only:
-        print(await run(package, options.only))
+        print(await run(folder, invalid_age, options.only))
         return
-    known = tests(package)
-    print(f"http-cache-tests {RELEASE}, {len(known)} tests, {options.runs} runs of about a minute", flush=True)
+    known = tests(folder)
+    name = options.suite or f"http-cache-tests {RELEASE}"
+    print(f"{name}, {len(known)} tests, {options.runs} runs of about a minute", flush=True)
     for number in range(options.runs):
-        results = json.loads(await run(package))
+        results = json.loads(await run(folder, invalid_age))
         count = report(known, results)
-        kinds = ("required", "optimal", "check", SURROGATE)
+        kinds = [kind for kind in ("required", "optimal", "check", SURROGATE) if count[f"{kind} of"]]
         print(f"run {number + 1}: " + ", ".join(f"{kind} {count[kind]}/{count[kind + ' of']}" for kind in kinds))
         print("\n".join(failures(known, results)), flush=True)
 

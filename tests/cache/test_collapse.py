@@ -7,7 +7,7 @@ import pytest
 
 from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule, MemoryCache, RedisCache
-from asgi_enhance.cache.request import Request
+from asgi_enhance.cache.request import Request, digest
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import Driver, Response, http_scope, request
 from tests.cache.origin import Answer, Clock, Origin, fields, until
@@ -109,7 +109,7 @@ async def test_a_write_overtakes_even_if_all_trace_of_the_one_before_has_expired
         origin.gate = asyncio.Event()
         task = asyncio.create_task(request(layer, "/"))
         await origin.called.wait()
-        await redis.execute("DEL", there._fence(url))
+        await redis.execute("DEL", there._key(digest(url)))
         await there.invalidate([url])
         origin.gate.set()
         await task
