@@ -10,7 +10,7 @@ from enum import Enum
 from inspect import isawaitable
 from typing import Any, Final, Generic, TypeVar
 
-from cachetools import LRUCache
+import msgspec
 
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.asgi.tasks import Tasks
@@ -18,9 +18,10 @@ from asgi_enhance.asgi.types import ASGIApp, Headers
 from asgi_enhance.cache import values
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Flights, Outcome
-from asgi_enhance.cache.policy.purges import Fact
+from asgi_enhance.cache.policy.purges import Fact, Purges
 from asgi_enhance.cache.policy.search import parse, simplified
 from asgi_enhance.cache.policy.writes import Writes
+from asgi_enhance.cache.recent import Recent
 from asgi_enhance.cache.request import Key, Request, generate_cache_key
 from asgi_enhance.cache.stats import CacheStats
 from asgi_enhance.cache.values import Value
@@ -64,19 +65,16 @@ class Shelf:
         """By whom, at which age, and the fields."""
 
 
-class Fetch:
+class Fetch(msgspec.Struct):
     """What was known when a response was asked for: whatever is purged or written to afterwards overtakes it."""
 
-    __slots__ = ("epoch", "fence", "key", "void", "writes")
-
-    def __init__(self, key: Key, epoch: int, writes: int, fence: bytes | None) -> None:
-        self.key = key
-        self.epoch = epoch
-        self.writes = writes
-        self.fence = fence
-        """What the store knew of other processes' writes to its URL; None: nobody has asked it yet."""
-        self.void = False
-        """It is not to be kept, whatever it will be."""
+    key: Key
+    epoch: int
+    writes: int
+    fence: bytes | None = None
+    """What the store knew of other processes' writes to its URL; None: nobody has asked it yet."""
+    void: bool = False
+    """It is not to be kept, whatever it will be."""
 
 
 class Cache(Resource[R], Generic[R]):
@@ -84,6 +82,8 @@ class Cache(Resource[R], Generic[R]):
 
     remote = False
     """Whether there is more to ask than `peek` can see."""
+    purges: Purges
+    """As far as they are known here."""
 
     def __init__(
         self,
@@ -107,10 +107,10 @@ class Cache(Resource[R], Generic[R]):
         self.stats = CacheStats()
         self.flights: Flights[Any] = Flights()
         self._writes = Writes()
-        self._searches: LRUCache[tuple[Any, ...], bytes] = LRUCache(MAX_PASSES)
-        self._said_before: LRUCache[tuple[Any, ...], tuple[bytes, ...]] = LRUCache(MAX_PASSES)
+        self._searches: Recent[tuple[Any, ...], bytes] = Recent(MAX_PASSES)
+        self._said_before: Recent[tuple[Any, ...], tuple[bytes, ...]] = Recent(MAX_PASSES)
         # By the hash of the name, for a name holds a whole URL; where two share one, somebody does not wait
-        self._passes: dict[int, float] = {}
+        self._passes: Recent[int, float] = Recent(MAX_PASSES)
 
     # -- values ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Cache(Resource[R], Generic[R]):
                     self.stats.collapsed += 1
                     flight.share(found)
                     return found.load(as_type)
-            epoch, started = self.epoch(), time.perf_counter()
+            epoch, started = self.purges.number, time.perf_counter()
             computed = await self._compute(compute)
             kept = self._packed(computed, ttl, tags, epoch=epoch, render_time=time.perf_counter() - started)
             if self.flights.find(name) is flight:
@@ -277,17 +277,17 @@ class Cache(Resource[R], Generic[R]):
         search = parse(entry.no_vary_search)
         said = self._searches.get(place)
         if said is not None and said != entry.no_vary_search:
-            self._said_before[place] = (said, *self._said_before.get(place, ()))[:MAX_SAID_BEFORE]
+            self._said_before.put(place, (said, *self._said_before.get(place, ()))[:MAX_SAID_BEFORE])
         if search is None:
             self._searches.pop(place, None)
             request.key = request.url
         else:
-            self._searches[place] = entry.no_vary_search
+            self._searches.put(place, entry.no_vary_search)
             request.key = (*place, simplified(request.url[4], search))
 
     def fetch(self, request: Request) -> Fetch:
         """To be made before the app is asked, and given to `store` with what the app has said."""
-        return Fetch(request.key, self.epoch(), self._writes.number, request.fence)
+        return Fetch(request.key, self.purges.number, self._writes.number, request.fence)
 
     async def fence(self, fetch: Fetch) -> None:
         """Complete a fetch with what only other processes know. Needed where the cache is `remote`."""
@@ -359,25 +359,22 @@ class Cache(Resource[R], Generic[R]):
         until = self._passes.get(hash(name))
         return until is not None and self.clock() < until
 
+    def passing(self, url: Key) -> bool:
+        """Whether nothing is kept for this URL, and its last answer was for one client only: the usual miss."""
+        return False
+
     def remember_pass(self, name: Hashable) -> None:
         if self.hit_for_miss:
-            self._passes.pop(hash(name), None)
-            self._passes[hash(name)] = self.clock() + self.hit_for_miss
-            if len(self._passes) > MAX_PASSES:
-                del self._passes[next(iter(self._passes))]  # the one that ends first
+            self._passes.put(hash(name), self.clock() + self.hit_for_miss)
 
     def forget_pass(self, name: Hashable) -> None:
         self._passes.pop(hash(name), None)
 
     # -- what subclasses say --------------------------------------------------------------------------------------
 
-    def epoch(self) -> int:
-        """The number of purges so far, as far as it is known here."""
-        raise NotImplementedError
-
     async def latest_epoch(self) -> int:
         """The number of purges so far, those of other processes included."""
-        return self.epoch()
+        return self.purges.number
 
     async def claim(self, name: Hashable, give_up: float) -> Claim:
         """Ask for the right to fetch `name`, among all processes; wait a while if another has it.

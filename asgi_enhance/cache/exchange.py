@@ -93,7 +93,10 @@ class Exchange:
             self._why = "stale" if entry.purged or self._cache.clock() >= entry.fresh_until else "request"
         elif self._cache.knows(request.key):
             self._why = "vary-miss"
-        await self._ask()
+        if layer.collapse and not self._cache.passes(name := self._cache.flight_name(request)):
+            await self._ask(name)
+        else:
+            await self.forward()
 
     # -- answering from the store ---------------------------------------------------------------------------------
 
@@ -125,17 +128,11 @@ class Exchange:
 
     # -- asking the app -------------------------------------------------------------------------------------------
 
-    async def _ask(self) -> None:
-        """Ask the app, or wait for what somebody else is told."""
+    async def _ask(self, name: Hashable) -> None:
+        """Ask the app, or wait for what somebody else is told who has asked for `name`."""
         request, cache = self._request, self._cache
-        if not self._layer.collapse:
-            await self._forward()
-            return
         give_up = time.monotonic() + cache.collapse_timeout
         for _ in range(MAX_FLIGHTS):
-            name = cache.flight_name(request)
-            if cache.passes(name):
-                break
             flight = cache.flights.find(name)
             if flight is None:
                 if self._may_lead():
@@ -152,7 +149,9 @@ class Exchange:
                 break
             if outcome is Outcome.SHARED and (found := cache.peek(request)) is not None and await self._serve(found):
                 return
-        await self._forward()
+            if cache.passes(name := cache.flight_name(request)):
+                break
+        await self.forward()
 
     def _may_lead(self) -> bool:
         """Whether the answer to this request may be one for others."""
@@ -183,7 +182,7 @@ class Exchange:
                     flight.share(found)
                     if await self._follow(flight):
                         return
-            await self._forward()
+            await self.forward()
         finally:
             passes = flight.outcome is Outcome.ALONE
             if passes:
@@ -215,7 +214,7 @@ class Exchange:
         await self._answer(entry, now, told)
         return True
 
-    async def _forward(self) -> None:
+    async def forward(self) -> None:
         layer, cache, request = self._layer, self._cache, self._request
         if self._entry is None:
             self._validating = False
@@ -231,7 +230,10 @@ class Exchange:
         if cache.remote:
             await cache.fence(self._fetch)
         try:
-            await layer.app(self._inner_scope(), self._watch, self._on_message)
+            scope = self._scope
+            if self._validating or scope.get("extensions"):
+                scope = self._inner_scope()
+            await layer.app(scope, self._watch, self._on_message)
         except Exception as error:
             if self._flight is not None:
                 self._flight.fail()
@@ -241,10 +243,8 @@ class Exchange:
             logger.error("the app failed; a stale response was served instead", exc_info=error)
 
     def _inner_scope(self) -> Scope:
-        if self._request.method != "GET":
-            return self._scope
         scope = self._scope
-        if self._layer.storable(self._request):
+        if self._request.method == "GET" and self._layer.storable(self._request):
             # A file sent by path cannot be copied; bytes can
             scope = without_extensions(scope, "http.response.pathsend", "http.response.zerocopysend")
         if self._validating:

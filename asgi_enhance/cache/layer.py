@@ -141,6 +141,7 @@ class CacheMiddleware:
         self._partition_by = (*_names(key_headers), *credentials)
         self._glances = not (self._partition_by or early)
         self._find = self.cache.glance
+        self._passing = self.cache.passing
         self._clock = self.cache.clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,6 +166,9 @@ class CacheMiddleware:
                 return
         request = Request(scope, self._namespace, self._partition_by, self.options.encodings, url)
         exchange = Exchange(self, scope, receive, send, request)
+        if url is not None and not self._rules and self._passing(url):
+            await exchange.forward()
+            return
         self.cache.simplify(request)
         if method in ("GET", "HEAD"):
             await exchange.run(self.cache.peek(request))

@@ -145,13 +145,15 @@ class MemoryCache(Cache[Running]):
     def knows(self, key: Key) -> bool:
         return key in self._kept
 
+    def passing(self, url: Key) -> bool:
+        return bool(self._passes) and url not in self._kept and self.passes(url)
+
     def flight_name(self, request: Request) -> Hashable:
         slot = self._kept.get(request.key)
+        if slot is None and not request.partition:
+            return request.key
         names = slot.varies[0] if type(slot) is Slot and slot.varies else ()
         return (request.key, request.partition, names, request.variant(names))
-
-    def epoch(self) -> int:
-        return self.purges.number
 
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         return self.put(request, entry)

@@ -177,7 +177,7 @@ class RedisCache(Cache[RedisRunning]):
         said = await self.manager.execute("GET", self._search_key(url), idempotent=True)
         if said is None:
             return False
-        self._searches[url[:4]] = said
+        self._searches.put(url[:4], said)
         return True
 
     def _search_key(self, url: Key) -> str:
@@ -221,9 +221,6 @@ class RedisCache(Cache[RedisRunning]):
 
     def value_name(self, key: str) -> str:
         return self._value_key(key)
-
-    def epoch(self) -> int:
-        return self.purges.number
 
     async def latest_epoch(self) -> int:
         try:

@@ -53,6 +53,30 @@ async def test_what_is_not_for_sharing_is_not_shared_and_not_waited_for(cache: C
     await at_once(layer, origin, *[[] for _ in range(10)], calls=before + 10)
 
 
+@pytest.mark.parametrize("cookie", ["Set-Cookie: a=1", "Cache-Control: no-store"])
+async def test_what_was_not_for_sharing_is_kept_once_it_is(cache: Cache[Any], cookie: str) -> None:
+    origin = Origin(Answer(cookie), Answer(cookie), Answer(FRESH, body=b"for all"))
+    layer = CacheMiddleware(origin, cache=cache)
+    assert [(await request(layer, "/")).body for _ in range(4)] == [b"", b"", b"for all", b"for all"]
+    assert origin.calls == 3
+
+
+async def test_rules_hold_also_for_what_was_not_for_sharing(cache: Cache[Any]) -> None:
+    origin = Origin(Answer("Set-Cookie: a=1"), Answer(body=b"for all"))
+    layer = CacheMiddleware(origin, cache=cache, rules=[CacheRule("/", ttl=60)])
+    assert [(await request(layer, "/")).body for _ in range(3)] == [b"", b"for all", b"for all"]
+    assert origin.calls == 2
+
+
+async def test_what_is_kept_is_found_though_an_answer_was_not_for_sharing(cache: Cache[Any]) -> None:
+    origin = Origin(Answer("Set-Cookie: a=1"), Answer(FRESH, "Vary: X-A", body=b"kept"))
+    layer = CacheMiddleware(origin, cache=cache)
+    for _ in range(4):
+        answer = await request(layer, "/")
+    assert answer.body == b"kept"
+    assert origin.calls == 2
+
+
 async def test_followers_of_another_variant_go_on_their_own(cache: Cache[Any]) -> None:
     origin = Origin(Answer(FRESH, "Vary: X-Tenant"))
     layer = CacheMiddleware(origin, cache=cache)

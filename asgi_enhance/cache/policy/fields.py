@@ -79,15 +79,13 @@ Index = dict[bytes, list[bytes]]
 """Field name in lower case → its lines."""
 
 
-def index(headers: RawHeaders) -> Index:
-    """All fields by name, for who is going to ask for many."""
+def index(headers: RawHeaders, wanted: frozenset[bytes]) -> Index:
+    """The wanted fields by name, for who is going to ask for many."""
     found: Index = {}
     for name, value in headers:
         name = name.lower()
-        if name in found:
-            found[name].append(value)
-        else:
-            found[name] = [value]
+        if name in wanted:
+            found.setdefault(name, []).append(value)
     return found
 
 
@@ -121,6 +119,20 @@ def _of_lines(lines: Sequence[bytes]) -> Directives:
             well_formed = not equals or (name == name.lstrip().rstrip(b" \t") or name == name.rstrip())
             _add(directives, token.decode(), argument.rstrip() if equals else None, well_formed)
     return directives
+
+
+def is_no_store(headers: RawHeaders, governing: frozenset[bytes]) -> bool:
+    """Whether one Cache-Control line, alone of all that govern, says `no-store` and nothing that could soften it."""
+    said = None
+    for name, value in headers:
+        if name in governing:
+            if said is not None or name != b"cache-control":
+                return False
+            said = value
+    if said is None:
+        return False
+    directives = cache_control((said,))
+    return "no-store" in directives and "must-understand" not in directives
 
 
 def _add(

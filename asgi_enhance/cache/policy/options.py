@@ -32,6 +32,25 @@ RISKY_HEADERS: Final = frozenset(
 """Request fields that are in no cache key and that frameworks act upon: with one of them a client could make the app
 write a response which the cache then hands to everybody."""
 
+TELLING: Final = frozenset(
+    {
+        b"age",
+        b"cache-groups",
+        b"cache-tag",
+        b"connection",
+        b"content-location",
+        b"date",
+        b"etag",
+        b"expires",
+        b"last-modified",
+        b"no-vary-search",
+        b"set-cookie",
+        b"set-cookie2",
+        b"surrogate-key",
+        b"vary",
+    }
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -50,3 +69,11 @@ class Options:
     invalid_age: Literal["ignore", "stale"] = "ignore"
     honour: frozenset[str] = frozenset()
     encodings: tuple[bytes, ...] = (b"br", b"gzip", b"zstd", b"deflate")
+    governing: frozenset[bytes] = field(init=False)
+    """The response fields that hold directives."""
+    telling: frozenset[bytes] = field(init=False)
+    """The response fields that decide whether and how a response is kept."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "governing", frozenset({b"cache-control", *self.targeted}))
+        object.__setattr__(self, "telling", TELLING | self.governing)

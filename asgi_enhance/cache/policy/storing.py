@@ -45,7 +45,9 @@ class Received(msgspec.Struct):
 def terms(request: Request, response: Received, options: Options, rule: CacheRule | None, rng: Rng) -> Entry | str:
     """The entry to be kept, its body still empty, or why there is none, in a word."""
     status, headers, now = response.status, response.headers, response.received
-    index = fields.index(headers)
+    if request.method == "GET" and fields.is_no_store(headers, options.governing):
+        return "no-store"  # what most responses of an app say that are not to be kept, at a third of the price
+    index = fields.index(headers, options.telling)
     directives, aimed = _directives(index, options.targeted)
     reason = _obstacle(request, response, index, directives, options, shared=not options.private)
     if reason is not None:

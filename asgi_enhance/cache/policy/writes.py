@@ -7,6 +7,7 @@ response that was read before a write; it may cost one that was not.
 
 from typing import Final
 
+from asgi_enhance.cache.recent import Recent
 from asgi_enhance.cache.request import Key
 
 MAX_WRITES: Final = 10_000
@@ -16,23 +17,18 @@ MAX_WRITES: Final = 10_000
 class Writes:
     """The writes to the URLs of one cache, as far as they passed here."""
 
-    __slots__ = ("_forgotten", "_last", "_limit", "number")
+    __slots__ = ("_forgotten", "_last", "number")
 
     def __init__(self, limit: int = MAX_WRITES) -> None:
         self.number = 0
         """How many there were."""
-        self._limit = limit
         self._forgotten = 0
         # By the hash of the key, which holds a whole URL; of two that share one both count as written to
-        self._last: dict[int, int] = {}
+        self._last: Recent[int, int] = Recent(limit)
 
     def add(self, key: Key) -> None:
-        name = hash(key)
         self.number += 1
-        self._last.pop(name, None)  # so that the first is the one whose last write is the longest ago
-        self._last[name] = self.number
-        if len(self._last) > self._limit:
-            self._forgotten = self._last.pop(next(iter(self._last)))
+        self._forgotten = self._last.put(hash(key), self.number) or self._forgotten
 
     def since(self, number: int, key: Key) -> bool:
         """Whether this URL was written to after so many writes."""
