@@ -61,10 +61,14 @@ class Entry(msgspec.Struct, array_like=True):
 
     @property
     def size(self) -> int:
-        told_apart_by = sum(len(value) for value in self.vary_values if value is not None)
-        tags = sum(len(tag) + 64 for tag in self.tags)
-        fields = sum(len(name) + len(value) + 96 for name, value in self.headers)
-        return 512 + len(self.body) + fields + told_apart_by + tags
+        size = 512 + len(self.body)
+        for name, value in self.headers:
+            size += 96 + len(name) + len(value)
+        for told_apart_by in self.vary_values:
+            size += len(told_apart_by or b"")
+        for tag in self.tags:
+            size += 64 + len(tag)
+        return size
 
 
 def encode(entry: Entry) -> bytes:

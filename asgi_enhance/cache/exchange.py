@@ -302,7 +302,8 @@ class Exchange:
             response = Received(code, headers, self._requested, now, trailers)
             verdict = terms(self._request, response, layer.options, self._rule, layer.rng)
         if isinstance(verdict, str):
-            layer.stats.refused += self._request.method == "GET"
+            if self._request.method == "GET":
+                layer.stats.refused += 1
             detail = verdict
             if self._flight is not None:
                 self._flight.alone()

@@ -46,14 +46,18 @@ class Slot(Shelf):
                 best = entry
         return best
 
-    def put(self, variant: Variant, entry: Entry, limit: int) -> None:
+    @property
+    def kept_until(self) -> float:
+        return max([entry.kept_until for entry in self.entries.values()])
+
+    def put(self, variant: Variant, entry: Entry, size: int, limit: int) -> None:
         old = self.entries.pop(variant, None)
         if old is not None:
             self.size -= old.size
         while len(self.entries) >= limit:
             self.remove(next(iter(self.entries)))
         self.entries[variant] = entry
-        self.size += entry.size
+        self.size += size
         self._settle(variant[1])
 
     def remove(self, variant: Variant) -> None:
@@ -61,11 +65,16 @@ class Slot(Shelf):
         self._settle(None)
 
     def _settle(self, latest: VaryNames | None) -> None:
+        self.sent = (None, 0, [])
+        if len(self.entries) == 1:
+            ((variant, entry),) = self.entries.items()
+            self.varies = (variant[1],)
+            self.only = entry if variant == PLAIN else None
+            return
         order = (latest, *self.varies) if latest is not None else self.varies
         in_use = {names for _, names, _ in self.entries}
         self.varies = tuple(dict.fromkeys(names for names in order if names in in_use))
-        self.only = self.entries.get(PLAIN) if len(self.entries) == 1 else None
-        self.sent = (None, 0, [])
+        self.only = None
 
 
 class MemoryCache(Cache[Running]):
@@ -146,7 +155,8 @@ class MemoryCache(Cache[Running]):
         return key in self._kept
 
     def passing(self, url: Key) -> bool:
-        return bool(self._passes) and url not in self._kept and self.passes(url)
+        until = self._passes.get(hash(url)) if self._passes else None  # as `passes` does it, without the call
+        return until is not None and url not in self._kept and self.clock() < until
 
     def flight_name(self, request: Request) -> Hashable:
         slot = self._kept.get(request.key)
@@ -159,7 +169,8 @@ class MemoryCache(Cache[Running]):
         return self.put(request, entry)
 
     def put(self, request: Request, entry: Entry) -> bool:
-        if entry.size + _size_of(request.key) > self.max_bytes:
+        size = entry.size
+        if size + _size_of(request.key) > self.max_bytes:
             return False
         slot = self._kept.get(request.key)
         if slot is None:
@@ -167,7 +178,7 @@ class MemoryCache(Cache[Running]):
         else:
             assert type(slot) is Slot
             self._bytes -= slot.size
-        slot.put((request.partition, entry.vary, entry.vary_values), entry, self.max_variants)
+        slot.put((request.partition, entry.vary, entry.vary_values), entry, size, self.max_variants)
         while slot.size > self.max_bytes:
             slot.remove(next(iter(slot.entries)))
         self._admit(request.key, slot)
@@ -264,10 +275,8 @@ class MemoryCache(Cache[Running]):
     def _sweep(self) -> None:
         now = self.clock()
         for _ in range(min(SWEEP, len(self._kept) - 1)):
-            key = next(iter(self._kept))
-            item = self._kept[key]
-            until = item.value.kept_until if type(item) is _Box else _kept_until(item)
-            if until > now:
+            key, item = next(iter(self._kept.items()))
+            if item.kept_until > now:
                 return
             self._discard(key)
 
@@ -292,11 +301,10 @@ class _Box:
         self.size = value.size + key_size
         self.visited = False
 
+    @property
+    def kept_until(self) -> float:
+        return self.value.kept_until
+
 
 def _size_of(key: Key) -> int:
     return sum(map(len, key))
-
-
-def _kept_until(slot: Slot | _Box) -> float:
-    assert type(slot) is Slot
-    return max(entry.kept_until for entry in slot.entries.values())

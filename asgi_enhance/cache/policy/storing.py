@@ -21,6 +21,8 @@ from asgi_enhance.cache.rules import CacheRule
 CONNECTION_ONLY: Final = HOP_BY_HOP | {b"proxy-authentication-info"}
 """RFC 9111 3.1: these belong to one connection, not to the response."""
 
+NOT_KEPT: Final = CONNECTION_ONLY | {b"age"}
+
 UNDERSTOOD: Final = frozenset(
     {200, 203, 204, 300, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 410, 414, 421, 451, 500, 501, 502, 503, 504}
 )
@@ -131,15 +133,17 @@ KEEP_TO_VALIDATE: Final = 3600.0
 
 def _replayable(headers: RawHeaders, index: Index, omitted: frozenset[bytes]) -> tuple[tuple[bytes, bytes], ...]:
     """The fields that are part of the stored response: without those of a connection, and without Age."""
-    own = {name.lower() for name in fields.members(index.get(b"connection", ()))}
-    dropped = CONNECTION_ONLY | own | omitted | {b"age"}
-    return tuple((bytes(name), bytes(value)) for name, value in headers if name.lower() not in dropped)
+    dropped = NOT_KEPT
+    if omitted or b"connection" in index:
+        dropped = NOT_KEPT | omitted | {name.lower() for name in fields.members(index.get(b"connection", ()))}
+    return tuple([(bytes(name), bytes(value)) for name, value in headers if name.lower() not in dropped])
 
 
 def complete(entry: Entry, body: bytes) -> bool:
     """RFC 9111 3.3: a body that is shorter or longer than it said is not the response."""
-    lengths = {value.strip() for line in fields.values(entry.headers, b"content-length") for value in line.split(b",")}
-    return not lengths or lengths == {b"%d" % len(body)}
+    length = b"%d" % len(body)
+    lines = fields.values(entry.headers, b"content-length")
+    return all(line == length or {value.strip() for value in line.split(b",")} == {length} for line in lines)
 
 
 def _directives(index: Index, targets: tuple[bytes, ...]) -> tuple[Directives, bool]:
