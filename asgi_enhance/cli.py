@@ -14,7 +14,7 @@ from asgi_enhance.errors import EnhanceError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0 done, 1 something does not hold, 2 used wrongly."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
     except (EnhanceError, ImportError) as error:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asgi-enhance", description="ASGI layers for applications in production.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
