@@ -18,7 +18,7 @@ from asgi_enhance.asgi.types import ASGIApp, Headers
 from asgi_enhance.cache import values
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Flights, Outcome
-from asgi_enhance.cache.policy.purges import Fact, Purges
+from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
 from asgi_enhance.cache.policy.search import parse, simplified
 from asgi_enhance.cache.policy.writes import Writes
 from asgi_enhance.cache.recent import Recent
@@ -175,10 +175,11 @@ class Cache(Resource[R], Generic[R]):
                 self.stats.value_misses += 1
                 return await self._lead(name, key, compute, ttl, tags, as_type, give_up)
             outcome = await flight.wait(max(0.0, give_up - time.monotonic()))
-            if outcome is Outcome.SHARED:
+            if (brought := flight.value) is not None:
+                if self.purges.verdict(brought.epoch, brought.tags) is not Verdict.KEPT:
+                    continue  # purged since it was begun
                 self.stats.collapsed += 1
-                assert flight.value is not None
-                return flight.value.load(as_type)
+                return brought.load(as_type)
             if outcome is Outcome.FAILED and flight.error is not None:
                 raise flight.error
             if outcome is not Outcome.LOST:
@@ -295,6 +296,10 @@ class Cache(Resource[R], Generic[R]):
     def overtaken(self, fetch: Fetch) -> bool:
         """Whether what was fetched must not be kept or shared, as far as it is known here."""
         return fetch.void or self._writes.since(fetch.writes, fetch.key)
+
+    def purged(self, request: Request, entry: Entry) -> bool:
+        """Whether it went, or went stale, after it was asked for."""
+        return self.purges.of(entry, request.url) is not Verdict.KEPT
 
     async def store(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         """Keep the entry, unless its URL was written to since it was asked for."""

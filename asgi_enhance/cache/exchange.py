@@ -4,6 +4,7 @@ The app is called in the task that the request came in, its bytes go on as they 
 beside them. The copy becomes an entry before the last body message goes out, so that whoever asks next finds it.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Hashable
@@ -15,7 +16,8 @@ from asgi_enhance.asgi.scope import derived, without_extensions
 from asgi_enhance.asgi.types import Headers, Message, Receive, Scope, Send
 from asgi_enhance.cache.core import Claim, Fetch
 from asgi_enhance.cache.entry import Entry
-from asgi_enhance.cache.flights import Flight, Outcome
+from asgi_enhance.cache.flights import Outcome
+from asgi_enhance.cache.lead import Lead
 from asgi_enhance.cache.policy import conditional, invalidation, reuse, status
 from asgi_enhance.cache.policy.answer import answer
 from asgi_enhance.cache.policy.reuse import Use
@@ -42,8 +44,8 @@ class Exchange:
         "_draft",
         "_entry",
         "_fetch",
-        "_flight",
         "_layer",
+        "_leads",
         "_receive",
         "_received_body",
         "_request",
@@ -69,7 +71,7 @@ class Exchange:
         self._entry: Entry | None = None  # the stale one, of which the app is asked whether it still holds
         self._why = "uri-miss"
         self._collapsed: bool | None = None
-        self._flight: Flight[Entry] | None = None
+        self._leads: Lead | None = None
         self._fetch: Fetch | None = None
 
     async def run(self, entry: Entry | None) -> None:
@@ -140,14 +142,14 @@ class Exchange:
                     return
                 break
             outcome = await flight.wait(max(0.0, give_up - time.monotonic()))
-            if outcome is Outcome.SHARED and await self._follow(flight):
+            if flight.value is not None and await self._follow(flight.value):
                 return
             if outcome is Outcome.FAILED and await self._excuse(None):
                 return
             if outcome not in (Outcome.SHARED, Outcome.LOST):
                 self._collapsed = False
                 break
-            if outcome is Outcome.SHARED and (found := cache.peek(request)) is not None and await self._serve(found):
+            if (found := cache.peek(request)) is not None and await self._serve(found):
                 return
             if cache.passes(name := cache.flight_name(request)):
                 break
@@ -171,7 +173,7 @@ class Exchange:
     async def _lead(self, name: Hashable, give_up: float, *, insist: bool = True) -> None:
         """Ask the app for all who want the same, here and in other processes. Who need not insist leaves it to them."""
         cache = self._cache
-        self._flight = flight = cache.flights.open(name)
+        self._leads = lead = Lead(cache, name)
         received = self._entry.received if self._entry is not None else None
         claim = Claim.PASS
         try:
@@ -179,22 +181,19 @@ class Exchange:
                 if not insist:
                     return
                 if (found := await cache.lookup(self._request)) is not None and found.received != received:
-                    flight.share(found)
-                    if await self._follow(flight):
+                    lead.share(found)
+                    if await self._follow(found):
                         return
+            lead.granted = claim is Claim.GRANTED
             await self.forward()
         finally:
-            passes = flight.outcome is Outcome.ALONE
-            if passes:
-                cache.remember_pass(name)
-            cache.flights.close(name, flight)
-            if claim is Claim.GRANTED:
-                await cache.release(name, passes=passes)
+            lead.end()
+            if lead.release is not None:
+                await asyncio.wait((lead.release,))
 
-    async def _follow(self, flight: Flight[Entry]) -> bool:
+    async def _follow(self, entry: Entry) -> bool:
         """Answer with what the leader has brought, if it is this request's as well."""
-        entry, request, now = flight.value, self._request, self._cache.clock()
-        assert entry is not None
+        request, now = self._request, self._cache.clock()
         if entry.vary_values != request.variant(entry.vary):
             return False
         if reuse.decide(request, entry, now, self._layer.options.honour) is Use.VALIDATE:
@@ -235,8 +234,8 @@ class Exchange:
                 scope = self._inner_scope()
             await layer.app(scope, self._watch, self._on_message)
         except Exception as error:
-            if self._flight is not None:
-                self._flight.fail()
+            if self._leads is not None:
+                self._leads.fail()
             # Who has had an answer gets no second one; whoever calls should still hear of the failure
             if self._withheld or self._started or not await self._excuse(None):
                 raise
@@ -284,8 +283,8 @@ class Exchange:
             return
         if code in ERRORS and await self._excuse(code):
             self._withheld = True
-            if self._flight is not None:
-                self._flight.fail()
+            if self._leads is not None:
+                self._leads.fail()
             return
         message = {**message, "headers": list(message.get("headers", ()))}
         if self._request.method == "HEAD":
@@ -305,8 +304,8 @@ class Exchange:
             if self._request.method == "GET":
                 layer.stats.refused += 1
             detail = verdict
-            if self._flight is not None:
-                self._flight.alone()
+            if self._leads is not None:
+                self._leads.alone()
         else:
             detail = None
             self._draft = verdict
@@ -326,8 +325,8 @@ class Exchange:
 
     def _give_up(self) -> None:
         self._copy = self._draft = None
-        if self._flight is not None:
-            self._flight.alone()
+        if self._leads is not None:
+            self._leads.alone()
 
     async def _publish(self, body: bytes) -> None:
         """The response is whole: store it before anybody can know that it is."""
@@ -346,12 +345,13 @@ class Exchange:
         if self._received_body:
             self._fetch.void = True
         kept = await self._cache.store(self._request, entry, self._fetch)
-        if self._flight is not None:
-            usable = not self._cache.overtaken(self._fetch) and self._cache.clock() < entry.fresh_until
-            if usable:
-                self._flight.share(entry)
+        if self._leads is not None:
+            if self._cache.overtaken(self._fetch) or self._cache.purged(self._request, entry):
+                self._leads.end()  # who has come since is not to get it, but need not go alone either
+            elif self._cache.clock() < entry.fresh_until:
+                self._leads.share(entry)
             else:
-                self._flight.alone()
+                self._leads.alone()
         if kept:
             self._cache.forget_pass(self._cache.flight_name(self._request))
 
@@ -366,8 +366,8 @@ class Exchange:
         verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
         if isinstance(verdict, str):
             await self._cache.invalidate([self._request.url])
-            if self._flight is not None:
-                self._flight.alone()
+            if self._leads is not None:
+                self._leads.alone()
             entry = old.for_once(merged, now)
         else:
             entry = verdict

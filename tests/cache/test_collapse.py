@@ -378,3 +378,69 @@ async def test_a_rule_grants_staleness_tags_and_a_vary(cache: Cache[Any], clock:
     assert (await request(layer, "/", headers=fields("X-Tenant: b"))).body == b"other"
     await cache.purge(tags=["page"])
     assert (await request(layer, "/")).body == b"new"
+
+
+# -- what has landed is waited for no more ----------------------------------------------------------------------------
+
+
+def slow_client(layer: CacheMiddleware) -> Driver:
+    """One that reads nothing but the start."""
+    return Driver(layer, http_scope("/"), [{"type": "http.request"}], capacity=1)
+
+
+@pytest.mark.parametrize("how", ["write", "purge"])
+async def test_what_a_slow_client_still_reads_is_for_nobody_once_it_is_outdated(cache: Cache[Any], how: str) -> None:
+    origin = Origin(Answer(FRESH, body=b"old"), Answer(FRESH, body=b"new"))
+    layer = CacheMiddleware(origin, cache=cache)
+    async with slow_client(layer):
+        await until(lambda: layer.stats.stored == 1)
+        if how == "write":
+            await cache.invalidate([Request(http_scope("/")).url])
+        else:
+            await cache.purge(everything=True)
+        assert (await request(layer, "/")).body == b"new"
+
+
+@pytest.mark.parametrize("soft", [True, False])
+async def test_who_asks_after_a_purge_does_not_get_what_was_asked_for_before(cache: Cache[Any], soft: bool) -> None:
+    origin = Origin(*[Answer(FRESH, "Cache-Tag: news", body=b"%d" % number) for number in range(3)])
+    origin.gate = asyncio.Event()
+    layer = CacheMiddleware(origin, cache=cache)
+    before = asyncio.create_task(request(layer, "/"))
+    await origin.called.wait()
+    await cache.purge(tags=["news"], soft=soft)
+    after = [asyncio.create_task(request(layer, "/")) for _ in range(5)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    origin.gate.set()
+    assert (await before).body == b"0"
+    assert {answer.body for answer in await asyncio.gather(*after)} == {b"1"}, "and one of them asks for all"
+
+
+async def test_a_stream_that_is_not_for_sharing_holds_nobody_up_in_another_process(redis: RedisManager) -> None:
+    async def events(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": fields("Cache-Control: no-store")})
+        await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
+        await asyncio.Event().wait()
+
+    def client(cache: Cache[Any]) -> Driver:
+        return Driver(CacheMiddleware(events, cache=cache), http_scope("/"), [{"type": "http.request"}])
+
+    async with RedisCache(redis) as here, RedisCache(redis) as there, client(here) as one:
+        assert (await one.next())["type"] == "http.response.start"
+        async with client(there) as two, asyncio.timeout(2):
+            assert (await two.next())["type"] == "http.response.start"
+
+
+async def test_a_slow_client_holds_nobody_up_in_another_process(redis: RedisManager) -> None:
+    origin = Origin(Answer(FRESH, body=b"body"))
+    async with RedisCache(redis) as here, RedisCache(redis) as there:
+        origin.gate = asyncio.Event()
+        async with slow_client(CacheMiddleware(origin, cache=here)):
+            await origin.called.wait()
+            waiting = asyncio.create_task(request(CacheMiddleware(origin, cache=there), "/"))
+            await until(lambda: bool(there._leases._waiting))
+            origin.gate.set()
+            async with asyncio.timeout(2):
+                assert (await waiting).body == b"body"
+    assert origin.calls == 1

@@ -203,6 +203,27 @@ async def test_values_are_purged(any_cache: Cache[Any], what: dict[str, Any], so
     assert await any_cache.get("a") == 2
 
 
+async def test_who_asks_after_a_purge_does_not_get_what_was_begun_before(any_cache: Cache[Any]) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+    results = iter(["old", "new", "newer"])
+
+    async def compute() -> str:
+        result = next(results)
+        begun.set()
+        await go.wait()
+        return result
+
+    before = asyncio.create_task(any_cache.get_or_compute("key", compute, tags=["news"]))
+    await begun.wait()
+    await any_cache.purge(tags=["news"])
+    after = [asyncio.create_task(any_cache.get_or_compute("key", compute)) for _ in range(5)]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    go.set()
+    assert await before == "old"
+    assert set(await asyncio.gather(*after)) == {"new"}
+
+
 async def test_a_value_that_is_set_after_a_purge_is_there(redis_url: str, redis: RedisManager) -> None:
     async with RedisCache(redis) as here, RedisCache(RedisManager(redis_url, prefix=redis.prefix)) as there:
         await here.purge(tags=["news"])
