@@ -24,6 +24,7 @@ from asgi_enhance.broadcast import BroadcastRouter, RealTimeStreamProcessor
 from asgi_enhance.broadcast.core import WebSocketLike
 from asgi_enhance.cache import CacheMiddleware, CacheRule, MemoryCache, RedisCache
 from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware
+from asgi_enhance.options import checked
 from asgi_enhance.ratelimit import RateLimiter, RateLimitMiddleware, Rule
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.settings import Settings
@@ -32,6 +33,7 @@ COUNTED = "asgi_enhance.counted"
 """Scope key: the collector that counts this request already, so that nobody counts it twice."""
 
 
+@checked
 class EnhancedAPI(Resource[AsyncExitStack]):
     """All cores, sharing one Redis, and the layers in the recommended order.
 
@@ -159,6 +161,7 @@ class EnhancedAPI(Resource[AsyncExitStack]):
         await value.aclose()
 
 
+@checked
 class EnhancedAPIMiddleware(MetricsMiddleware):
     """Counts requests into an `EnhancedAPI`'s collector; those that `handle_request` answers are counted once.
 

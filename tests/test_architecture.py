@@ -10,7 +10,7 @@ import pytest
 import asgi_enhance
 
 PACKAGE = Path(asgi_enhance.__file__).parent
-GROUND = {"asgi", "redis", "errors"}
+GROUND = {"asgi", "redis", "errors", "options"}
 CAPABILITIES = {
     folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists() and folder.name not in GROUND
 } - {"demo", "testing"}
@@ -68,7 +68,7 @@ def test_the_ground_knows_no_capability(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in modules() if room(p) == "asgi"], ids=name)
 def test_asgi_knows_nothing_of_redis(path: Path) -> None:
-    assert rooms_of(path) <= {"errors"}
+    assert rooms_of(path) <= {"errors", "options"}
 
 
 @pytest.mark.parametrize("path", [p for p in modules() if room(p) not in COMPOSERS | CAPABILITIES], ids=name)
@@ -105,7 +105,7 @@ def test_a_policy_decides_and_does_nothing_else(path: Path) -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Random", "random.Random", "gmtime"):
             assert ast.unparse(node.func) == "gmtime", f"{name(path)}:{node.lineno} makes a random source"
             assert node.args, f"{name(path)}:{node.lineno} reads the clock"
-    assert not rooms_of(path) - {"errors", "asgi"}
+    assert not rooms_of(path) - {"errors", "options", "asgi"}
     siblings = {module.rsplit(".", 1)[-1] for module in imports(path) if module.startswith("asgi_enhance.")}
     assert not siblings & {"core", "layer"}, "a policy knows neither core nor layer"
 

@@ -18,6 +18,7 @@ from itertools import islice
 from asgi_enhance.asgi.scope import header_values
 from asgi_enhance.asgi.types import Scope
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 
 @lru_cache(maxsize=4096)
@@ -32,6 +33,7 @@ def normalise(text: str) -> str | None:
     return str(address)
 
 
+@checked
 class ClientAddress:
     """A callable that tells the client's address of a scope, or None if there is none.
 
@@ -43,7 +45,7 @@ class ClientAddress:
     """
 
     def __init__(
-        self, trusted: Iterable[str] = (), *, hops: int | None = None, header: str = "x-forwarded-for"
+        self, trusted: str | Iterable[str] = (), *, hops: int | None = None, header: str = "x-forwarded-for"
     ) -> None:
         names = (trusted,) if isinstance(trusted, str) else tuple(trusted)
         if hops is not None and names:

@@ -9,10 +9,12 @@ from urllib.parse import urlsplit
 
 from asgi_enhance.balance.options import Limits
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 _PORTS = {"http": 80, "https": 443}
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Backend:
     """One server behind the balancer. A plain URL string does where nothing but the URL is to be said.

@@ -38,6 +38,7 @@ from asgi_enhance.balance.upstream.pool import Http1Upstream
 from asgi_enhance.balance.upstream.transport import TransportUpstream
 from asgi_enhance.balance.upstream.websocket import WebSocketUpstream
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 from asgi_enhance.redis import RedisManager
 
 Algorithm = Literal["peak-ewma", "round-robin", "least-connections", "ip-hash"]
@@ -73,6 +74,7 @@ class Options(TypedDict, total=False):
     seed: int | None
 
 
+@checked
 class LoadBalancer(Resource[Runtime]):
     """Spreads requests over backends. Every option has a safe default; a list of URLs is enough.
 

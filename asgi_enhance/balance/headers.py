@@ -16,6 +16,7 @@ from asgi_enhance.asgi.address import ClientAddress
 from asgi_enhance.asgi.types import HOP_BY_HOP, Headers, Scope
 from asgi_enhance.balance.failure import Rejected, UpstreamFailure
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 NOT_FORWARDED = HOP_BY_HOP | {b"http2-settings"}
 
@@ -40,6 +41,7 @@ _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*\Z")  # RFC 3986, 3.2.2; 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Forwarding:
     """What is said to backends about the client and the way the request came.

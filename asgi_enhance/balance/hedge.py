@@ -14,6 +14,7 @@ from asgi_enhance.balance.exchange import Answer, Exchange
 from asgi_enhance.balance.failure import Unavailable
 from asgi_enhance.balance.runtime import Runtime
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 if TYPE_CHECKING:
     from asgi_enhance.balance.dispatch import Dispatcher
@@ -23,6 +24,7 @@ _SAMPLES = 256
 _FRESH = 32
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Hedge:
     """When to ask a second backend.

@@ -16,6 +16,7 @@ from asgi_enhance.balance.headers import NOT_FORWARDED
 from asgi_enhance.balance.response import stream
 from asgi_enhance.balance.websocket import proxy_websocket
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 logger = logging.getLogger("asgi_enhance.balance")
 
@@ -23,6 +24,7 @@ _SPECIAL = frozenset({"CONNECT", "OPTIONS", "TRACE"})
 _NOT_IN_TRAILERS = NOT_FORWARDED | {b"content-length", b"content-encoding", b"content-type", b"host", b"set-cookie"}
 
 
+@checked
 class LoadBalanceApp:
     """A reverse proxy for HTTP and WebSocket over several backends.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 
 def _positive(owner: object, *names: str, optional: tuple[str, ...] = ()) -> None:
@@ -15,6 +16,7 @@ def _positive(owner: object, *names: str, optional: tuple[str, ...] = ()) -> Non
         raise ConfigError(f"{name} must be more than 0, not {value!r}")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """How long each step may take.
@@ -40,6 +42,7 @@ class Timeouts:
         _positive(self, "connect", "first_byte", "idle", "queue", "keep_alive", optional=("total", "websocket_idle"))
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much there may be of anything.
@@ -70,6 +73,7 @@ class Limits:
             raise ConfigError(f"replay must be at least 0, not {self.replay!r}")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Retries:
     """When a request is tried again, on another backend first, never after a byte of a response.
@@ -96,6 +100,7 @@ class Retries:
             raise ConfigError(f"min_budget must be at least 0, not {self.min_budget!r}")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Ejection:
     """Passive health: what the traffic itself says (Envoy's outlier detection and its defaults).
@@ -123,6 +128,7 @@ class Ejection:
             raise ConfigError(f"panic must be between 0 and 1, not {self.panic!r}")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
     """Active health: a GET on a connection of its own.

@@ -8,10 +8,12 @@ from hashlib import sha256
 
 from asgi_enhance.asgi.types import RawHeaders
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 _NAME_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Sticky:
     """Keep a client at its backend while that is available.

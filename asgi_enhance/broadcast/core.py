@@ -13,6 +13,7 @@ from asgi_enhance.broadcast.policy import History, HistoryRules, Limits, checked
 from asgi_enhance.broadcast.stats import Stats
 from asgi_enhance.broadcast.wire import encode, unpack
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 from asgi_enhance.redis import RedisManager
 
 
@@ -24,6 +25,7 @@ class WebSocketLike(Protocol):
     async def send(self, message: Message) -> None: ...
 
 
+@checked
 class RealTimeStreamProcessor(Resource[Node]):
     """Takes connections, keeps them in groups, and sends messages to them; several connections of one client are one.
 

@@ -19,6 +19,7 @@ from asgi_enhance.broadcast.policy import History, checked_name, origin_allowed
 from asgi_enhance.broadcast.sigterm import DrainOnSigterm
 from asgi_enhance.broadcast.wire import Encoding, cursor_positions
 from asgi_enhance.errors import ConfigError, RedisUnavailable
+from asgi_enhance.options import checked
 from asgi_enhance.redis import RedisManager
 
 Identity: TypeAlias = str | Problem | None
@@ -29,6 +30,7 @@ Authenticate: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity]]
 RETRY = [(b"retry-after", b"1")]
 
 
+@checked
 class BroadcastRouter:
     """Serves WebSockets at `path` and Server-Sent Events at `sse_path`; everything else goes to `app`.
 

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 SlowConsumer = Literal["disconnect", "drop-oldest", "drop-newest", "latest-per-key"]
 """What happens when the outbox of a connection is full."""
@@ -25,6 +26,7 @@ Action = Literal["join", "publish", "presence"]
 MAX_NAME = 200
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The bounds of one processor. All are positive.
@@ -68,6 +70,7 @@ class Limits:
                 raise ConfigError(f"limits: {each.name} must be positive, not {getattr(self, each.name)!r}")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class History:
     """What a group remembers: its last messages, for those who come back.

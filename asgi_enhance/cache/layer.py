@@ -19,8 +19,10 @@ from asgi_enhance.cache.policy.reuse import DIRECTIVES
 from asgi_enhance.cache.request import WATCHED, Key, Request
 from asgi_enhance.cache.rules import CacheRule
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 
+@checked
 class CacheMiddleware:
     """Stores what the app's responses allow to be stored, and answers with it.
 

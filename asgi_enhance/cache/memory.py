@@ -17,6 +17,7 @@ from asgi_enhance.cache.policy.vary import VaryNames, VaryValues
 from asgi_enhance.cache.request import Key, Partition, Request
 from asgi_enhance.cache.values import Value
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 Variant = tuple[Partition, VaryNames, VaryValues]
 PLAIN: Final[Variant] = ((), (), ())
@@ -77,6 +78,7 @@ class Slot(Shelf):
         self.only = None
 
 
+@checked
 class MemoryCache(Cache[Running]):
     """A cache in the memory of this process. Not shared with other processes, and to be used from one thread.
 

@@ -27,6 +27,7 @@ from asgi_enhance.cache.policy.vary import VaryNames
 from asgi_enhance.cache.request import Key, Request, digest
 from asgi_enhance.cache.values import Value
 from asgi_enhance.errors import ConfigError, RedisUnavailable
+from asgi_enhance.options import checked
 from asgi_enhance.redis import RedisManager, Subscription
 
 FAILURES: Final = (RedisUnavailable, RedisError)
@@ -50,6 +51,7 @@ class RedisRunning(Running):
         self.catching_up = asyncio.Lock()
 
 
+@checked
 class RedisCache(Cache[RedisRunning]):
     """A cache in Redis or Valkey.
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from asgi_enhance.asgi.path import path_pattern
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class CacheRule:
     """What the operator knows of the responses below a path. The response's own word always comes first.

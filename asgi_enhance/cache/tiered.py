@@ -18,9 +18,11 @@ from asgi_enhance.cache.request import Key, Request, digest
 from asgi_enhance.cache.tracking import Tracking
 from asgi_enhance.cache.values import Value
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 from asgi_enhance.redis import RedisManager
 
 
+@checked
 class TieredCache(RedisCache):
     """A RedisCache with a bounded copy of its own in front.
 

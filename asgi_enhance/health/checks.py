@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from asgi_enhance.asgi.process import CpuMeter, Limits, LoopLag, resident_bytes
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.health.policy import Result, Status, by_thresholds
+from asgi_enhance.options import checked
 
 if TYPE_CHECKING:
     from asgi_enhance.redis import RedisManager
@@ -25,6 +26,7 @@ Answer = Result | bool | None
 Look = Callable[[], Answer | Awaitable[Answer]]
 
 
+@checked
 class Check:
     """A question that is asked when its last answer is older than `ttl`.
 

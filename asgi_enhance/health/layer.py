@@ -16,11 +16,13 @@ from asgi_enhance.health import checks as usual
 from asgi_enhance.health.checks import Check
 from asgi_enhance.health.core import Health
 from asgi_enhance.health.policy import Phase, Status, document, readiness
+from asgi_enhance.options import checked
 
 if TYPE_CHECKING:
     from asgi_enhance.redis import RedisManager
 
 
+@checked
 class HealthApp:
     """Answers `/livez`, `/readyz` and, for who may see details, `/readyz/{check}`.
 
@@ -114,6 +116,7 @@ class HealthApp:
         return status, msgspec.json.encode(document(status, phase, findings, self._about), enc_hook=str)
 
 
+@checked
 class HealthMiddleware(HealthApp):
     """Answers the probes in front of `app`, and follows its start-up and shutdown. The options are HealthApp's.
 

@@ -25,6 +25,7 @@ from asgi_enhance.metrics.snapshot import MEMBERS, snapshot
 from asgi_enhance.metrics.stats import Row, Source
 from asgi_enhance.metrics.totals import Totals
 from asgi_enhance.metrics.window import Ring, Slot
+from asgi_enhance.options import checked
 
 if TYPE_CHECKING:
     from asgi_enhance.redis import RedisManager
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asgi_enhance.metrics")
 
 
+@checked
 class MetricsCollector(Resource[Tasks]):
     """Counts requests and connections, and reads the counters of other cores when it is asked.
 

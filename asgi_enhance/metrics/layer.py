@@ -17,11 +17,13 @@ from asgi_enhance.metrics.endpoint import Endpoint
 from asgi_enhance.metrics.policy import CANCELLED, DISCONNECTED, INCOMPLETE, NO_RESPONSE, OTHER, close_code
 from asgi_enhance.metrics.route import HOOK
 from asgi_enhance.metrics.series import FULL, SocketSeries
+from asgi_enhance.options import checked
 
 if TYPE_CHECKING:
     from asgi_enhance.redis import RedisManager
 
 
+@checked
 class MetricsMiddleware:
     """Counts every request and WebSocket that passes, and serves the metrics at `path`.
 

@@ -17,10 +17,12 @@ from email.utils import parsedate_to_datetime
 import httpx2
 
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
+@checked
 class RetryAfterTransport(httpx2.AsyncBaseTransport):
     """Wraps a transport.
 

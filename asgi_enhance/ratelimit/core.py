@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.errors import ConfigError, RateLimitError, RedisUnavailable
+from asgi_enhance.options import checked
 from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Stats
 from asgi_enhance.ratelimit.keys import Identity, spell
 from asgi_enhance.ratelimit.memory import MemoryStore
@@ -36,6 +37,7 @@ RETRY_UNAVAILABLE = 1.0
 """Seconds after which to come back to a limiter that could not decide: about when Redis is tried again."""
 
 
+@checked
 class RateLimiter(Resource[Any]):
     """Admits so many requests of an identity in a window, and so many at once.
 

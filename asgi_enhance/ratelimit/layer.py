@@ -14,6 +14,7 @@ from asgi_enhance.asgi.lifespan import run_lifespan
 from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.types import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 from asgi_enhance.ratelimit.bound import BoundRule, Exempt, bind, exemption
 from asgi_enhance.ratelimit.core import RateLimiter
 from asgi_enhance.ratelimit.decision import Decision, Demand
@@ -44,6 +45,7 @@ _Sending = Awaitable[None]
 _ANSWERS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 
+@checked
 class RateLimitMiddleware:
     """Limits what reaches `app`.
 

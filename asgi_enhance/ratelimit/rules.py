@@ -8,6 +8,7 @@ from asgi_enhance.asgi.path import path_pattern
 from asgi_enhance.asgi.scope import header, path_below_mount
 from asgi_enhance.asgi.types import Scope
 from asgi_enhance.errors import ConfigError
+from asgi_enhance.options import checked
 from asgi_enhance.ratelimit.keys import Key, by_header, by_user, combine
 from asgi_enhance.ratelimit.notation import Limits, quotas
 from asgi_enhance.ratelimit.policy import MAX_LIMIT, SECOND, Quota
@@ -20,6 +21,7 @@ Cost = Callable[[Scope], "int | Awaitable[int]"]
 KINDS = ("http", "websocket", "message")
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ban:
     """Refuse everything of a rule's identity for a while after it has been refused too often.
@@ -47,6 +49,7 @@ class Ban:
         )
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A limit for some requests. All rules that match a request apply to it, and it is admitted by all or refused.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.errors import ConfigError, RedisUnavailable
+from asgi_enhance.options import checked
 from asgi_enhance.redis import commands
 from asgi_enhance.redis.script import Script
 from asgi_enhance.redis.stats import RedisStats
@@ -26,6 +27,7 @@ _URL = "REDIS_URL"
 _by_url: "weakref.WeakValueDictionary[str, RedisManager]" = weakref.WeakValueDictionary()
 
 
+@checked
 class RedisManager(Resource["Session"]):
     """Batched commands, scripts and subscriptions on one Redis, Valkey, Sentinel or Cluster.
 

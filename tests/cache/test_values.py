@@ -422,7 +422,7 @@ def test_a_bad_bound_is_named(options: dict[str, Any], name: str) -> None:
         ({"early": -1}, "early"),
         ({"refresh_timeout": 0}, "refresh_timeout"),
         ({"cache_status": "two words"}, "cache_status"),
-        ({"key_headers": "X-Tenant"}, "names"),
+        ({"key_headers": "X-Tenant"}, "key_headers"),
         ({"cache": MemoryCache(), "redis": "redis://localhost"}, "cache and redis"),
     ],
 )
