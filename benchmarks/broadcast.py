@@ -23,7 +23,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
@@ -367,45 +367,50 @@ async def subscribers(port: int, count: int, socketio: bool, latencies: list[flo
             each.transport.abort()
 
 
-# -- one round of one way
+# -- the rounds
 
 
 @dataclass(slots=True)
-class Round:
-    burst: float = 0.0  # deliveries a CPU second
-    paced: float = 0.0  # CPU µs a delivery
-    p50: float = 0.0
-    p99: float = 0.0
-    memory: float = 0.0  # KB a connection
+class Way:
+    """A server with its subscribers, and what each round has measured."""
+
+    port: int
+    publisher: int
+    latencies: list[float]
+    clients: list[Subscriber]
+    memory: float  # KB a connection
+    burst: list[float] = field(default_factory=list)  # deliveries a CPU second
+    paced: list[float] = field(default_factory=list)  # CPU µs a delivery
+    p50: list[float] = field(default_factory=list)  # ms
+    p99: list[float] = field(default_factory=list)
     lost: int = 0
 
+    async def round(self, paced: int) -> None:
+        count = len(self.clients)
+        cpu, lost = await publish(self.port, self.publisher, self.clients, 60, 0)
+        self.burst.append((60 * count - lost) / cpu)
+        self.lost += lost
+        self.latencies.clear()
+        cpu, lost = await publish(self.port, self.publisher, self.clients, paced, 0.125)
+        self.paced.append(cpu / (paced * count - lost) * 1e6)
+        self.lost += lost
+        self.p50.append(median(self.latencies) * 1e3)
+        self.p99.append(quantiles(self.latencies, n=100)[98] * 1e3)
 
-async def measure(name: str, redis: str | None, count: int, bursts: int, paced: int) -> Round:
-    socketio = name == "python-socketio"
+
+@contextlib.asynccontextmanager
+async def way(name: str, redis: str | None, count: int) -> AsyncIterator[Way]:
     redis = None if name == "minimal loop" else redis
-    result = Round()
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(server(name, redis))
         publisher = stack.enter_context(server(name, redis, cpu=1)) if redis else port
         latencies: list[float] = []
         before = ask(port, "/memory")
-        async with subscribers(port, count, socketio, latencies) as clients:
+        async with subscribers(port, count, name == "python-socketio", latencies) as clients:
             idle = await asyncio.to_thread(ask, port, "/memory")
-            result.memory = (idle["memory"] - before["memory"]) / count / 1024
+            memory = (idle["memory"] - before["memory"]) / count / 1024
             await publish(port, publisher, clients, 5, 0)  # warm
-            rates = []
-            for _ in range(bursts):
-                cpu, lost = await publish(port, publisher, clients, 60, 0)
-                rates.append((60 * count - lost) / cpu)
-                result.lost += lost
-            result.burst = median(rates)
-            latencies.clear()
-            cpu, lost = await publish(port, publisher, clients, paced, 0.125)
-            result.lost += lost
-            result.paced = cpu / (paced * count - lost) * 1e6
-            result.p50 = median(latencies) * 1e3
-            result.p99 = quantiles(latencies, n=100)[98] * 1e3
-    return result
+            yield Way(port, publisher, latencies, clients, memory)
 
 
 async def publish(
@@ -429,27 +434,27 @@ async def publish(
 
 async def main(arguments: argparse.Namespace) -> None:
     pin(1)
-    quick = arguments.quick
-    count, bursts, paced, rounds = (200, 2, 8, 1) if quick else (1000, 3, 32, arguments.rounds)
+    count, paced, rounds = (200, 8, 1) if arguments.quick else (1000, 16, arguments.rounds)
     names = ["minimal loop", *(name for name in (arguments.only or WAYS) if name != "minimal loop")]
-    results: dict[str, list[Round]] = {name: [] for name in names}
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         redis = None
         if arguments.redis:
             from asgi_enhance.testing.servers import RedisServer
 
             redis = stack.enter_context(RedisServer()).url
-        for number, name in enumerate(names * rounds):
-            progress(name, number, len(names) * rounds)
-            results[name].append(await measure(name, redis, count, bursts, paced))
-    show(table(results, f"{count} subscribers, 64 bytes, {'through Redis' if arguments.redis else 'in memory'}"))
+        ways = {name: await stack.enter_async_context(way(name, redis, count)) for name in names}
+        for number in range(rounds):
+            for name, each in ways.items():
+                progress(name, number, rounds)
+                await each.round(paced)
+        show(table(ways, f"{count} subscribers, 64 bytes, {'through Redis' if redis else 'in memory'}"))
 
 
-def table(results: dict[str, list[Round]], title: str) -> Table:
-    reference = results["minimal loop"]
+def table(ways: dict[str, Way], title: str) -> Table:
+    reference = ways["minimal loop"]
 
-    def ratio(rounds: list[Round], value: Callable[[Round], float]) -> float:
-        return median(value(mine) / value(theirs) for mine, theirs in zip(rounds, reference, strict=True))
+    def ratio(mine: list[float], theirs: list[float]) -> float:
+        return median(one / other for one, other in zip(mine, theirs, strict=True))
 
     columns = {
         "burst deliveries/CPU-s": ",.0f",
@@ -464,17 +469,17 @@ def table(results: dict[str, list[Round]], title: str) -> Table:
     }
     rows: dict[str, list[float | str | None]] = {
         name: [
-            median(r.burst for r in rounds),
-            ratio(rounds, lambda r: r.burst),
-            median(r.paced for r in rounds),
-            1 / ratio(rounds, lambda r: r.paced),
-            median(r.p50 for r in rounds),
-            median(r.p99 for r in rounds),
-            ratio(rounds, lambda r: r.p99),
-            median(r.memory for r in rounds),
-            sum(r.lost for r in rounds),
+            median(way.burst),
+            ratio(way.burst, reference.burst),
+            median(way.paced),
+            ratio(reference.paced, way.paced),
+            median(way.p50),
+            median(way.p99),
+            ratio(way.p99, reference.p99),
+            way.memory,
+            way.lost,
         ]
-        for name, rounds in results.items()
+        for name, way in ways.items()
     }
     return Table(title, columns, rows, drawn="paced CPU µs/delivery")
 

@@ -1,13 +1,15 @@
 """One connection: written directly while it keeps up, through a bounded outbox with a writer of its own while not.
 
-ASGI's `send` is a coroutine that usually runs to its end without waiting. `deliver` advances it once by hand: if it
-ends, the message is written, and neither a task nor a queue was needed. If it suspends, the socket is full: a writer
-task takes the suspended `send` over, and what comes meanwhile waits in the outbox. The publisher never waits.
+ASGI's `send` is a coroutine that usually runs to its end without waiting. So one coroutine, advanced once by hand,
+sends to all who are to be sent something, and when it ends, all is written: no task, no queue. If one of the sends
+waits, that socket is full: a writer task takes the coroutine over, what comes meanwhile for that connection waits in
+its outbox, and a new coroutine goes on with the others. The publisher never waits.
 """
 
 import asyncio
 import types
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from asgi_enhance.asgi.tasks import Tasks
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
     from asgi_enhance.broadcast.hub import Group
 
 TRY_AGAIN_LATER = 1013
+
+
+class State(Enum):
+    """Whether a connection can be written now."""
+
+    FREE = "nothing is in the way"
+    WRITING = "a send has begun, and nothing has happened since"
+    BUSY = "the writer is at it, or messages wait for it, or it is closing"
+
+
+FREE, WRITING, BUSY = State  # asked for at every delivery: names of the module are found sooner
 
 
 class Shared:
@@ -44,13 +57,13 @@ class Connection:
     groups:    the groups it is in.
     positions: where an event stream with several histories stands in each of them.
     closing:   it takes no more messages.
+    send:      ASGI's.
+    state:     whether it can be written now.
     """
 
     __slots__ = (
-        "_busy",
         "_outbox",
         "_released",
-        "_send",
         "_shared",
         "_stuck_since",
         "_writer",
@@ -64,6 +77,8 @@ class Connection:
         "lost",
         "positions",
         "reader",
+        "send",
+        "state",
         "worker",
     )
 
@@ -81,16 +96,16 @@ class Connection:
         self.reader: asyncio.Task[Any] | None = None  # the task that runs our receive loop
         self.inbox: asyncio.Queue[Any] | None = None  # messages that wait for their handler, once there was one
         self.worker: asyncio.Task[Any] | None = None  # the task that runs the handlers
-        self._send = send
+        self.send = send
+        self.state = FREE
         self._shared = shared
-        self._busy = False
         self._outbox: Outbox | None = None
         self._writer: asyncio.Task[None] | None = None
         self._stuck_since = 0.0
         self._released = False
 
     def __repr__(self) -> str:
-        state = "closing" if self.closing else f"{self.queued} queued" if self._busy else "open"
+        state = "closing" if self.closing else f"{self.queued} queued" if self.busy else "open"
         return f"<Connection {self.client_id!r} {self.encoding.value} {len(self.groups)} groups {state}>"
 
     @property
@@ -100,38 +115,19 @@ class Connection:
     @property
     def busy(self) -> bool:
         """Whether a message is on its way to the socket."""
-        return self._busy
+        return self.state is not FREE
 
     @property
     def released(self) -> bool:
         """Whether its end does not wait for the client any more."""
         return self._released
 
-    def sends_to(self, send: object) -> bool:
-        return self._send == send
-
     def deliver(self, frame: Frame, *, bounded: bool = True) -> None:
         """Write a frame now if nothing is in the way, else queue it. Never waits, never raises."""
-        if self._busy or self.closing:
-            self._queue(frame, bounded)
-            return
-        self._busy = True  # a `send` that publishes in its turn must not overtake itself
-        sending: Any = None
-        try:
-            sending = self._send(frame.message)
-            waits_for = sending.send(None)
-        except StopIteration:
-            if self._outbox is None:
-                self._busy = False
-            else:
-                self._write_later(None)
-        except (Exception, asyncio.CancelledError):  # the publisher is not cancelled in here: nothing waits
-            if sending is None or hasattr(sending, "send"):
-                self._broken()
-            else:  # a server whose `send` begins by itself and gives a future
-                self._write_later(sending)
+        if self.state is FREE:
+            FanOut(iter(((self, frame),))).run()
         else:
-            self._write_later(_resume(sending, waits_for))
+            self.queue(frame, bounded)
 
     async def flushed(self) -> None:
         """Return when nothing waits in the outbox, or when nothing of it will be sent any more."""
@@ -146,14 +142,14 @@ class Connection:
         """Say goodbye, for a bounded time, and let the connection go. `flush`: after what waits in the outbox."""
         if self.closing:
             return
-        self.closing = True
+        self._take_no_more()
         if not flush:
             self._discard()
         self._shared.tasks.spawn(self._close(code, reason, last), name=f"broadcast close {self.client_id}")
 
     def release(self) -> None:
         """Do not wait for the client any more: end the receive loop. Only needed where no disconnect will come."""
-        self.closing = True
+        self._take_no_more()
         self._released = True
         self._discard()
         for task in (self._writer, self.reader):
@@ -166,9 +162,13 @@ class Connection:
         if self._writer is not None:
             await asyncio.wait({self._writer})
 
-    def _queue(self, frame: Frame, bounded: bool) -> None:
+    # -- for the fan-out
+
+    def queue(self, frame: Frame, bounded: bool = True) -> None:
+        """Have a frame wait for the writer, as far as the policy lets it."""
         if self.closing:
             return
+        self.state = BUSY
         shared = self._shared
         limits = shared.limits
         outbox = self._outbox
@@ -191,9 +191,20 @@ class Connection:
                 self.lost = self.lost or set()
                 self.lost.add(each.group)
 
-    def _write_later(self, begun: Awaitable[None] | None) -> None:
-        self._stuck_since = self._shared.loop.time()
-        self._writer = self._shared.tasks.spawn(self._write(begun), name=f"broadcast writer {self.client_id}")
+    def write_on(self, begun: Awaitable[None] | None = None) -> None:
+        """Have a writer finish what has begun, and then write what waits, unless one is at it already."""
+        if self._writer is None and (begun is not None or self._outbox is not None):
+            self.state = BUSY
+            self._stuck_since = self._shared.loop.time()
+            self._writer = self._shared.tasks.spawn(self._write(begun), name=f"broadcast writer {self.client_id}")
+
+    def broken(self) -> None:
+        """The client is gone, and `send` noticed before `receive` did."""
+        if not self._released:
+            self._shared.stats.send_errors += 1
+            self.release()
+
+    # -- the writer
 
     async def _write(self, begun: Awaitable[None] | None) -> None:
         try:
@@ -201,13 +212,13 @@ class Connection:
                 await begun
             while (frame := self._next()) is not None:
                 self._stuck_since = self._shared.loop.time()
-                await self._send(frame.message)
+                await self.send(frame.message)
         except (Exception, asyncio.CancelledError):
-            if not self._released:
-                self._broken()
+            self.broken()
         else:
             self._outbox = None
-            self._busy = False
+            if not self.closing:
+                self.state = FREE
         finally:
             self._writer = None
 
@@ -227,10 +238,9 @@ class Connection:
             self._shared.stats.outbox_bytes -= self._outbox.size
             self._outbox = None
 
-    def _broken(self) -> None:
-        """The client is gone, and `send` noticed before `receive` did."""
-        self._shared.stats.send_errors += 1
-        self.release()
+    def _take_no_more(self) -> None:
+        self.closing = True
+        self.state = BUSY
 
     async def _close(self, code: int, reason: str, last: Message | None) -> None:
         message: Message = {"type": "websocket.close", "code": code, "reason": reason}
@@ -240,11 +250,48 @@ class Connection:
             async with asyncio.timeout(self._shared.limits.close_seconds):
                 if self._writer is not None:
                     await asyncio.wait({self._writer})
-                await self._send(message)
+                await self.send(message)
         except Exception:  # the client is gone, or reads nothing: there is nobody to say goodbye to
             self._shared.stats.send_errors += 1
         finally:
             self.release()
+
+
+class FanOut:
+    """Frames on their way to their connections, each of them at once or into an outbox."""
+
+    __slots__ = ("_connection", "_due")
+
+    def __init__(self, due: Iterator[tuple[Connection, Frame]]) -> None:
+        self._due = due
+        self._connection: Connection | None = None  # the one that is being written
+
+    def run(self) -> None:
+        """Never waits, never raises."""
+        while True:
+            writing = self._write()
+            try:
+                waits_for = writing.send(None)
+            except StopIteration:
+                return
+            assert self._connection is not None
+            self._connection.write_on(_resume(writing, waits_for))
+
+    async def _write(self) -> None:
+        for connection, frame in self._due:
+            if connection.state is not FREE:
+                connection.queue(frame)
+                continue
+            self._connection = connection
+            connection.state = WRITING  # a `send` that publishes in its turn must not overtake itself
+            try:
+                await connection.send(frame.message)
+            except (Exception, asyncio.CancelledError):  # the publisher is not cancelled in here: nothing waits
+                connection.broken()
+            if connection.state is WRITING:
+                connection.state = FREE
+            else:
+                connection.write_on()
 
 
 @types.coroutine

@@ -121,7 +121,7 @@ class RealTimeStreamProcessor(Resource[Node]):
         send = websocket[1] if isinstance(websocket, tuple) else websocket.send if websocket is not None else None
         node.hub.flush()
         for connection in node.hub.clients.get(client_id, ()):
-            if send is not None and not connection.sends_to(send):
+            if send is not None and connection.send != send:
                 continue
             if connection.reader is not None:
                 connection.close(1000, "", flush=True)

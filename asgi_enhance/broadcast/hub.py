@@ -9,8 +9,9 @@ has what waits handed over first, so that nothing overtakes.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, product
 
-from asgi_enhance.broadcast.connection import Connection, Shared
+from asgi_enhance.broadcast.connection import Connection, FanOut, Shared
 from asgi_enhance.broadcast.log import Entry, GroupLog, Position
 from asgi_enhance.broadcast.wire import Encoding, Frame, Publication, control, cursor_text, unpack
 
@@ -138,29 +139,32 @@ class Hub:
 
     def flush(self) -> None:
         """Hand over what waits. A `send` that publishes gets here in the middle of it: what is under way goes first."""
-        for connection, frame in self._under_way:
-            connection.deliver(frame)
+        FanOut(self._under_way).run()
         if not self._batch:
             return
         batch, group = self._batch, self._batch_group
         assert group is not None
         self._batch = []
-        self._under_way = self._deliveries(group, batch)
-        for connection, frame in self._under_way:
-            connection.deliver(frame)
+        self._hand_over(chain.from_iterable(self._deliveries(group, batch)))
 
-    def _deliveries(self, group: Group, batch: list[Publication]) -> Iterator[tuple[Connection, Frame]]:
+    def _hand_over(self, due: Iterator[tuple[Connection, Frame]]) -> None:
+        self._under_way = due
+        FanOut(due).run()
+
+    def _deliveries(self, group: Group, batch: list[Publication]) -> Iterator[Iterable[tuple[Connection, Frame]]]:
         for encoding, members in tuple(group.members.items()):
             self.shared.stats.deliveries += len(members) * len(batch)
             if encoding is Encoding.EVENT_STREAM_CURSOR:
-                for connection in tuple(members):
-                    for message in batch:
-                        yield connection, self._frame(connection, message)
+                yield self._with_cursors(tuple(members), batch)
             elif members:
-                frames = [message.frame(encoding) for message in batch]
-                for connection in tuple(members):
-                    for frame in frames:
-                        yield connection, frame
+                yield product(members, [message.frame(encoding) for message in batch])
+
+    def _with_cursors(
+        self, members: Iterable[Connection], batch: list[Publication]
+    ) -> Iterator[tuple[Connection, Frame]]:
+        for connection in members:
+            for message in batch:
+                yield connection, self._frame(connection, message)
 
     def to_client(self, client_id: str, message: Publication) -> int:
         """Hand a message to all connections of a client here. Their number."""
@@ -181,8 +185,7 @@ class Hub:
 
     def _to_all(self, connections: tuple[Connection, ...], message: Publication) -> int:
         self.flush()
-        for connection in connections:
-            connection.deliver(message.frame(connection.encoding))
+        self._hand_over((connection, message.frame(connection.encoding)) for connection in connections)
         self.shared.stats.deliveries += len(connections)
         return len(connections)
 

@@ -239,3 +239,31 @@ async def test_what_a_send_publishes_comes_to_everybody_after_what_was_being_sen
         assert got == ["1", "2", "3"]
         await processor.remove_connection("ann")
         await processor.remove_connection("bob")
+
+
+async def test_a_send_that_closes_its_own_connection_and_then_waits_is_finished() -> None:
+    got: list[str] = []
+    waits, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def nothing() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "websocket.send":
+            if message["text"] == "1":
+                await processor.send_to_client("ann", 2)
+                await processor.remove_connection("ann")
+            waits.set()
+            await goes_on.wait()
+        got.append(message.get("text", message["type"]))
+
+    async with RealTimeStreamProcessor() as processor:
+        serving = asyncio.create_task(processor.add_connection("ann", (nothing, closing)))
+        await until(lambda: processor.stats.connections == 1)
+        sending = asyncio.create_task(processor.send_to_client("ann", 1))
+        await waits.wait()
+        goes_on.set()
+        await serving
+        await sending
+    assert got == ["1", "2", "websocket.close"]
