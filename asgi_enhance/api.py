@@ -84,8 +84,10 @@ class EnhancedAPI(Resource[AsyncExitStack]):
         }
         return cores if self.redis is None else {**cores, "redis": self.redis}
 
-    async def initialize(self, backend_urls: Iterable[str] = ()) -> None:
-        """Start everything; `backend_urls` join the backends of the settings."""
+    async def initialize(self, backend_urls: Iterable[str] | str = ()) -> None:
+        """Start everything; `backend_urls` (one string: separated by commas) join the backends of the settings."""
+        if isinstance(backend_urls, str):
+            backend_urls = [url.strip() for url in backend_urls.split(",")]
         for url in backend_urls:
             self.load_balancer.add_backend(url)
         await self.started()

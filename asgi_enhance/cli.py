@@ -4,8 +4,9 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asgi-enhance", description="ASGI layers for applications in production.")
+    parser.add_argument("--version", action="version", version=f"asgi-enhance {version('asgi-enhance')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="a tour of the whole stack on real servers")
@@ -54,11 +56,27 @@ def _stack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broadcast", metavar="PATH", help="take WebSockets at PATH, e.g. /ws/{client_id}")
     parser.add_argument("--redis", metavar="URL", help="share state through this Redis (default: REDIS_URL)")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="default: %(default)s")
+    parser.add_argument("--workers", type=_whole(1), default=1, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument(
-        "--grace", type=int, default=30, metavar="SECONDS", help="for requests to end on a stop (default: %(default)s)"
+        "--grace",
+        type=_whole(0),
+        default=30,
+        metavar="SECONDS",
+        help="for requests to end on a stop (default: %(default)s)",
     )
+    parser.add_argument("--access-log", action="store_true", help="a line for each request")
+
+
+def _whole(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
+    """Reads a whole number within bounds."""
+
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return number
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -88,9 +106,11 @@ def _serve(arguments: argparse.Namespace) -> int:
         broadcast=arguments.broadcast,
         redis_url=arguments.redis,
     )
-    gateway.build()  # what is wrong is said here, once, and not by every worker
+    api = gateway.build().api  # what is wrong is said here, once, and not by every worker
+    for warning in _warnings(arguments, shared=api.redis is not None):
+        print(f"asgi-enhance {arguments.command}: {warning}", file=sys.stderr)
     gateway.to_env()
-    with suppress(KeyboardInterrupt):
+    try:
         uvicorn.run(
             "asgi_enhance.gateway:create",
             factory=True,
@@ -100,9 +120,26 @@ def _serve(arguments: argparse.Namespace) -> int:
             timeout_graceful_shutdown=arguments.grace,
             proxy_headers=False,  # who is believed is the settings' business
             ws="websockets-sansio",
-            access_log=False,
+            access_log=arguments.access_log,
         )
+    except KeyboardInterrupt:
+        return 0
+    except SystemExit as left:  # uvicorn has said why it could not start
+        return 1 if left.code else 0
     return 0
+
+
+def _warnings(arguments: argparse.Namespace, *, shared: bool) -> list[str]:
+    """What works, but not as one may think: each worker is a process of its own, and so is whoever publishes."""
+    said = []
+    if arguments.workers > 1 and not shared:
+        apart = [name for name in ("rate_limit", "cache", "metrics", "broadcast") if getattr(arguments, name)]
+        if apart:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in apart)
+            said.append(f"without --redis each of the {arguments.workers} workers has its own state: {names}")
+    if arguments.broadcast and arguments.backend and not shared:
+        said.append("without --redis no other process can publish to the clients of --broadcast")
+    return said
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -136,8 +173,14 @@ async def _problems(settings: Any) -> list[str]:
                 if report["healthy"]:
                     print(f"✓ {backend} answers")
                 else:
-                    problems.append(f"API_LOAD_BALANCER_BACKENDS: {backend} does not answer as it should: {report}")
+                    problems.append(f"API_LOAD_BALANCER_BACKENDS: {backend} {_trouble(report)}")
     return problems
+
+
+def _trouble(report: dict[str, Any]) -> str:
+    """Why a backend is not healthy, as far as its report tells."""
+    reason = report.get("reason") or report.get("error")
+    return f"does not answer as it should: {reason}" if reason else "does not answer, or not with a status below 400"
 
 
 def _need_uvicorn() -> None:

@@ -5,16 +5,17 @@ server takes for several workers is the name of something to import: `create`.
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from asgi_enhance.api import EnhancedAPI
 from asgi_enhance.asgi.address import ClientAddress
 from asgi_enhance.asgi.lifespan import Lifespan
-from asgi_enhance.asgi.types import ASGIApp
+from asgi_enhance.asgi.scope import derived
+from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
 from asgi_enhance.balance import LoadBalanceApp
 from asgi_enhance.broadcast import BroadcastRouter
 from asgi_enhance.cache import CacheMiddleware
@@ -24,6 +25,8 @@ from asgi_enhance.ratelimit import RateLimitMiddleware
 from asgi_enhance.settings import Settings
 
 VARIABLE = "ASGI_ENHANCE_GATEWAY"
+API = "asgi_enhance.api"
+"""Scope key: the `EnhancedAPI` that stands round a wrapped app."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,17 +54,12 @@ class Gateway:
         if bool(self.backends) == bool(self.app):
             raise ConfigError("give backends or an app, and not both")
 
-    def build(self) -> ASGIApp:
+    def build(self) -> "Stack":
         """The app to serve. ConfigError if a part cannot work, ImportError if `app` is not there."""
-        api = EnhancedAPI(self.redis_url, settings=Settings.from_env())
+        settings = Settings.from_env()
+        api = EnhancedAPI(self.redis_url, settings=replace(settings, backends=self.backends or settings.backends))
         client = ClientAddress(api.settings.trusted_proxies)
-        app: ASGIApp
-        if self.app is None:
-            for url in self.backends:
-                api.load_balancer.add_backend(url)
-            app = LoadBalanceApp(balancer=api.load_balancer)
-        else:
-            app = load(self.app)
+        app: ASGIApp = _Inside(load(self.app), api) if self.app else LoadBalanceApp(balancer=api.load_balancer)
         if self.cache:
             app = CacheMiddleware(app, cache=api.cache)
         if self.broadcast is not None:
@@ -70,7 +68,7 @@ class Gateway:
             app = RateLimitMiddleware(app, limiter=api.rate_limiter, default=self.rate_limit, client=client)
         if self.metrics:
             app = MetricsMiddleware(app, collector=api.metrics_collector)
-        return Lifespan(app, api)
+        return Stack(app, api)
 
     def to_env(self) -> None:
         """Leave it to the worker processes to come."""
@@ -79,6 +77,26 @@ class Gateway:
     @classmethod
     def from_env(cls) -> Self:
         return msgspec.convert(msgspec.json.decode(os.environ[VARIABLE]), cls)
+
+
+class Stack(Lifespan):
+    """The layers round what is served, started and stopped with it."""
+
+    def __init__(self, app: ASGIApp, api: EnhancedAPI) -> None:
+        super().__init__(app, api)
+        self.api = api
+
+
+class _Inside:
+    """Tells the wrapped app, in the scope, the `EnhancedAPI` round it: to publish, to purge, to ask for metrics."""
+
+    def __init__(self, app: ASGIApp, api: EnhancedAPI) -> None:
+        self.app, self._mine = app, {API: api}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            scope = derived(scope, **self._mine)
+        await self.app(scope, receive, send)
 
 
 def create() -> ASGIApp:
@@ -91,8 +109,14 @@ def load(target: str) -> ASGIApp:
     module, colon, attribute = target.partition(":")
     if not colon or not module or not attribute:
         raise ConfigError(f"app: {target!r} is not module:attribute")
-    value = import_module(module)
+    value: Any = import_module(module)
     for name in attribute.removesuffix("()").split("."):
+        if not hasattr(value, name):
+            raise ConfigError(f"app: {target!r}: there is no {name!r} in {value!r}")
         value = getattr(value, name)
-    app: ASGIApp = value() if attribute.endswith("()") else value  # type: ignore[operator,assignment]
+    if attribute.endswith("()"):
+        value = value()
+    if not callable(value):
+        raise ConfigError(f"app: {target!r} is {value!r}, and no ASGI app")
+    app: ASGIApp = value
     return app

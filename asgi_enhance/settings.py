@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+from asgi_enhance.asgi.address import ClientAddress
 from asgi_enhance.errors import ConfigError
 
 T = TypeVar("T")
@@ -35,9 +36,26 @@ def _names(value: str) -> tuple[str, ...]:
 
 def _urls(value: str) -> tuple[str, ...]:
     urls = _names(value)
-    if any(urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname for url in urls):
-        raise ValueError("URLs with http:// or https://, separated by commas")
+    if not all(map(_is_backend, urls)):
+        raise ValueError("URLs with http:// or https://, without a login, separated by commas")
     return urls
+
+
+def _is_backend(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme.removeprefix("dns+") in ("http", "https") and bool(parts.hostname) and "@" not in url
+
+
+def _networks(value: str) -> tuple[str, ...]:
+    names = _names(value)
+    try:
+        ClientAddress(names)
+    except ConfigError:
+        raise ValueError("networks such as 10.0.0.0/8, addresses or unix, separated by commas") from None
+    return names
 
 
 def _setting(variable: str, default: T, read: Callable[[str], T], *, secret: bool = False) -> T:
@@ -66,7 +84,7 @@ class Settings:
     rate_limit_window: int = _setting("API_RATE_LIMIT_WINDOW", 60, _positive)
     cache_ttl: int = _setting("API_CACHE_TTL", 300, _positive)
     prefix: str = _setting("ASGI_ENHANCE_PREFIX", "asgi_enhance", _text)
-    trusted_proxies: tuple[str, ...] = _setting("ASGI_ENHANCE_TRUSTED_PROXIES", (), _names)
+    trusted_proxies: tuple[str, ...] = _setting("ASGI_ENHANCE_TRUSTED_PROXIES", (), _networks)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -84,6 +102,6 @@ class Settings:
             try:
                 given[each.name] = read(value)
             except ValueError as expected:
-                shown = value if each.repr else "***"
+                shown = value if each.repr and "@" not in value else "***"
                 raise ConfigError(f"{variable}={shown!r}: expected {expected}") from None
         return cls(**given)

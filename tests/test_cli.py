@@ -1,6 +1,9 @@
 """The command line, as a process, against real servers."""
 
+import asyncio
+import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +12,8 @@ from contextlib import contextmanager
 
 import httpx2
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from asgi_enhance.cli import main
 from asgi_enhance.testing.live import free_port
@@ -19,6 +24,12 @@ COMMAND = [sys.executable, "-m", "asgi_enhance"]
 @contextmanager
 def running(*arguments: str) -> Iterator[str]:
     """A command that serves; its URL. It has to stop within seconds when it is asked to."""
+    with started(*arguments) as (url, _):
+        yield url
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     port = free_port()
     process = subprocess.Popen([*COMMAND, *arguments, "--port", str(port)], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
@@ -32,7 +43,7 @@ def running(*arguments: str) -> Iterator[str]:
                 break
             except httpx2.TransportError:
                 time.sleep(0.02)
-        yield url
+        yield url, process
         process.send_signal(signal.SIGTERM)
         process.wait(10)
     finally:
@@ -63,6 +74,70 @@ def test_wrap_serves_an_app_inside_the_stack_with_several_workers() -> None:
         assert httpx2.get(url).text == "hello"
 
 
+async def test_a_stop_finishes_what_is_under_way_and_sends_the_broadcasters_clients_away() -> None:
+    with started("wrap", "tests.testing.apps:halves", "--broadcast", "/ws/{client_id}") as (url, process):
+        port = int(url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 8\r\n\r\nhalf")
+        async with asyncio.timeout(10), connect(f"ws://127.0.0.1:{port}/ws/ada") as ada:
+            await reader.readuntil(b"first")
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed) as closed:
+                await ada.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1012
+            writer.write(b"half")
+            assert b"second" in await reader.read()
+            assert await asyncio.to_thread(process.wait) in (0, -signal.SIGTERM)
+        writer.close()
+
+
+async def test_a_wrapped_app_finds_the_api_round_it_and_publishes() -> None:
+    with running("wrap", "tests.testing.apps:halves", "--broadcast", "/ws/{client_id}") as url:
+        async with asyncio.timeout(10), connect(f"{url.replace('http', 'ws')}/ws/ada") as ada:
+            await ada.send('{"type": "ping"}')
+            await ada.recv()
+            async with httpx2.AsyncClient() as client:
+                await client.get(f"{url}/today")
+            assert json.loads(await ada.recv()) == {"event": "news", "data": "/today"}
+
+
+def test_several_workers_without_redis_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [
+            "serve",
+            "--backend",
+            "http://127.0.0.1:1",
+            "--cache",
+            "--broadcast",
+            "/ws/{client_id}",
+            "--port",
+            port,
+        ]
+        assert main([*command, "--workers", "1"]) == 1
+        assert "no other process can publish" in capsys.readouterr().err
+        assert subprocess.run([*COMMAND, *command, "--workers", "2"], capture_output=True, timeout=30).returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--workers", "0"), ("--workers", "two"), ("--port", "99999"), ("--grace", "-1")],
+)
+def test_a_number_out_of_bounds_is_named(arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "--backend", "http://127.0.0.1:1", *arguments])
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("asgi-enhance 0.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -70,6 +145,8 @@ def test_wrap_serves_an_app_inside_the_stack_with_several_workers() -> None:
         (["serve", "--backend", "http://127.0.0.1:1", "--rate-limit", "many"], "many"),
         (["wrap", "no_such_module:app"], "no_such_module"),
         (["wrap", "no_colon"], "no_colon"),
+        (["wrap", "tests.testing.apps:hallo"], "hallo"),
+        (["wrap", "tests.testing.apps:os.name"], "no ASGI app"),
         (["serve", "--backend", "http://127.0.0.1:1", "--cache", "--redis", "http://x"], "redis://"),
     ],
 )

@@ -221,7 +221,7 @@ def test_every_option_of_the_command_line_is_on_the_page_and_every_one_on_the_pa
     (commands,) = (one for one in cli.parser()._actions if isinstance(one, argparse._SubParsersAction))
     there = {
         option
-        for command in commands.choices.values()
+        for command in (cli.parser(), *commands.choices.values())
         for action in command._actions
         for option in action.option_strings
         if option not in ("-h", "--help")

@@ -47,6 +47,9 @@ def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch)
         ("API_CACHE_TTL", "²", "whole number"),
         ("API_LOAD_BALANCER_BACKENDS", "127.0.0.1:8001", "http://"),
         ("API_LOAD_BALANCER_BACKENDS", "ftp://127.0.0.1", "http://"),
+        ("API_LOAD_BALANCER_BACKENDS", "http://[::1", "http://"),
+        ("ASGI_ENHANCE_TRUSTED_PROXIES", "nginx", "10.0.0.0/8"),
+        ("ASGI_ENHANCE_TRUSTED_PROXIES", "10.0.0.0/8,*", "10.0.0.0/8"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable_and_what_was_expected(variable: str, value: str, expected: str) -> None:
@@ -61,6 +64,9 @@ def test_a_password_is_never_shown() -> None:
     assert "secret" not in repr(Settings.from_env({"REDIS_URL": "redis://:secret@127.0.0.1:6379"}))
     with pytest.raises(ConfigError, match="REDIS_URL") as error:
         Settings.from_env({"REDIS_URL": "secret@127.0.0.1"})
+    assert "secret" not in str(error.value)
+    with pytest.raises(ConfigError, match="without a login") as error:
+        Settings.from_env({"API_LOAD_BALANCER_BACKENDS": "http://ada:secret@127.0.0.1:8001"})
     assert "secret" not in str(error.value)
 
 

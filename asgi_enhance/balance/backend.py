@@ -57,7 +57,8 @@ class Backend:
         if parts.scheme not in _PORTS or not hostname:
             raise ConfigError(f"backends: {self.url!r} must be http://host[:port] or https://host[:port]")
         if parts.username is not None or parts.fragment or any(c <= " " or c > "~" for c in self.url):
-            raise ConfigError(f"backends: {self.url!r} must not hold credentials, a fragment, spaces or non-ASCII")
+            shown = f"{parts.scheme}://***@{hostname}" if parts.username is not None else self.url
+            raise ConfigError(f"backends: {shown!r} must not hold credentials, a fragment, spaces or non-ASCII")
         if not 0 <= self.weight <= 65_536:
             raise ConfigError(f"weight of {self.url!r} must be between 0 and 65536, not {self.weight!r}")
         if self.priority < 0:

@@ -20,3 +20,21 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 def broken() -> None:
     raise ValueError
+
+
+async def halves(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers the first half of a body with `first`, and the rest of it, whenever that comes, with `second`.
+
+    Any other request publishes to the clients of the `EnhancedAPI` round it.
+    """
+    if scope["type"] != "http":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    if scope["method"] == "GET":
+        await scope["asgi_enhance.api"].broadcast_event("news", scope["path"])
+    else:
+        await receive()
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        while (await receive())["more_body"]:
+            pass
+    await send({"type": "http.response.body", "body": b"second"})
