@@ -9,6 +9,7 @@ clients of this process, and reaches others at most once. All channels are shard
 import asyncio
 import logging
 import secrets
+from functools import partial
 from importlib.resources import files
 
 from asgi_enhance.asgi.tasks import Tasks
@@ -74,14 +75,8 @@ class RedisTransport:
         if rule is None:
             subscription = self._subscriptions.get(group.name)
             if subscription is None:
-
-                def deliver(payload: bytes) -> None:
-                    message = self._foreign(payload)
-                    if message is not None:
-                        self._hub.to_group(group, message)
-
                 channel = GroupKeys(self._manager, group.name).channel
-                subscription = self._manager.subscribe(channel, deliver, sharded=True)
+                subscription = self._manager.subscribe(channel, partial(self._to_group, group), sharded=True)
                 self._subscriptions[group.name] = subscription
             await self._settled(subscription)
             return
@@ -98,13 +93,8 @@ class RedisTransport:
     async def attach_client(self, client_id: str) -> None:
         subscription, count = self._clients.get(client_id, (None, 0))
         if subscription is None:
-
-            def deliver(payload: bytes) -> None:
-                message = self._foreign(payload)
-                if message is not None:
-                    self._hub.to_client(client_id, message)
-
-            subscription = self._manager.subscribe(client_channel(self._manager, client_id), deliver, sharded=True)
+            channel = client_channel(self._manager, client_id)
+            subscription = self._manager.subscribe(channel, partial(self._to_client, client_id), sharded=True)
         self._clients[client_id] = (subscription, count + 1)
         try:
             await self._settled(subscription)
@@ -172,15 +162,22 @@ class RedisTransport:
 
     # -- messages in
 
+    def _to_group(self, group: Group, payload: bytes) -> None:
+        if (message := self._foreign(payload)) is not None:
+            self._hub.to_group(group, message)
+
+    def _to_client(self, client_id: str, payload: bytes) -> None:
+        if (message := self._foreign(payload)) is not None:
+            self._hub.to_client(client_id, message)
+
+    def _to_everyone(self, payload: bytes) -> None:
+        if (message := self._foreign(payload)) is not None:
+            self._hub.to_everyone(message)
+
     def _foreign(self, payload: bytes) -> Publication | None:
         """A message from another process; None for one of our own, which has been delivered."""
         node, _, blob = payload.partition(b"\0")
         return Publication(*unpack(blob)) if node.decode() != self._node else None
-
-    def _to_everyone(self, payload: bytes) -> None:
-        message = self._foreign(payload)
-        if message is not None:
-            self._hub.to_everyone(message)
 
     # -- life
 

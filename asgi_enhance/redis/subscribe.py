@@ -10,7 +10,23 @@ logger = logging.getLogger("asgi_enhance.redis")
 
 
 class Subscription:
-    """One listener on one channel. It lasts until `close()`, whatever happens to the connection."""
+    """One listener on one channel. It lasts until `close()`, whatever happens to the connection.
+
+    There may be one for every client of a process: it is kept small.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_confirmed",
+        "_on_gap",
+        "_on_message",
+        "_patience",
+        "_release",
+        "_waited_for",
+        "_was_confirmed",
+        "channel",
+        "sharded",
+    )
 
     def __init__(
         self,
@@ -28,24 +44,28 @@ class Subscription:
         self._on_gap = on_gap
         self._patience = patience
         self._release = release
-        self._confirmed = asyncio.Event()
+        self._confirmed = False
+        self._waited_for: asyncio.Event | None = None  # its confirmation, while somebody waits
         self._was_confirmed = False
         self._closed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "ready" if self._confirmed.is_set() else "waiting"
+        state = "closed" if self._closed else "ready" if self._confirmed else "waiting"
         return f"<Subscription {self.channel!r} {state}>"
 
     @property
     def is_ready(self) -> bool:
         """Whether the server has confirmed it on the present connection."""
-        return self._confirmed.is_set()
+        return self._confirmed
 
     async def ready(self) -> None:
         """Wait until the server has confirmed it; `RedisUnavailable` if that takes too long (it goes on trying)."""
+        if self._confirmed:
+            return
+        self._waited_for = self._waited_for or asyncio.Event()
         try:
             async with asyncio.timeout(self._patience):
-                await self._confirmed.wait()
+                await self._waited_for.wait()
         except TimeoutError:
             raise RedisUnavailable(f"redis has not confirmed {self!r} within {self._patience:g} s") from None
 
@@ -65,9 +85,12 @@ class Subscription:
 
     def confirm(self) -> None:
         """The server has confirmed; if it did so before, what came in between is missing."""
-        if self._confirmed.is_set():
+        if self._confirmed:
             return
-        self._confirmed.set()
+        self._confirmed = True
+        if self._waited_for is not None:
+            self._waited_for.set()
+            self._waited_for = None
         gap, self._was_confirmed = self._was_confirmed, True
         if gap and self._on_gap is not None:
             try:
@@ -76,4 +99,4 @@ class Subscription:
                 logger.exception("a listener on %r failed", self.channel)
 
     def unconfirm(self) -> None:
-        self._confirmed.clear()
+        self._confirmed = False

@@ -66,7 +66,7 @@ class Subscriber:
         if self._listener is not None:
             if len(listeners) == 1:
                 self._listener.subscribe([key])
-            elif self._listener.has(key):
+            elif listeners[0].is_ready:
                 subscription.confirm()
         if self._task is None:
             self._task = self._tasks.spawn(self._run(), name=f"redis subscriptions {self.label}")
@@ -151,15 +151,11 @@ class Listener(asyncio.Protocol):
         self._owner = owner
         self._silence = silence
         self._due: dict[Key, int] = {}  # answers to (un)subscribe still to come
-        self._on: set[Key] = set()
         self._loop = asyncio.get_running_loop()
         self._asked = False
         self._last = self._loop.time()
         self._timer = self._loop.call_later(silence, self._watch)
         self.wire = Wire(connection, self)
-
-    def has(self, key: Key) -> bool:
-        return key in self._on and key not in self._due
 
     def subscribe(self, keys: list[Key]) -> None:
         plain = [channel for sharded, channel in keys if not sharded]
@@ -203,13 +199,11 @@ class Listener(asyncio.Protocol):
             self._owner.message((True, channel), value)
         elif kind in (b"subscribe", b"ssubscribe"):
             key = (kind == b"ssubscribe", channel)
-            self._on.add(key)
             self.confirmed = True
             if self._answered(key):
                 self._owner.confirmed(key)
         elif kind in (b"unsubscribe", b"sunsubscribe"):
             key = (kind == b"sunsubscribe", channel)
-            self._on.discard(key)
             if key in self._due:
                 self._answered(key)
             else:
