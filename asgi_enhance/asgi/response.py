@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
+from asgi_enhance.errors import EnhanceError
 
 
 async def response_of(app: ASGIApp, request: Request) -> Response:
@@ -16,7 +17,7 @@ async def response_of(app: ASGIApp, request: Request) -> Response:
     sent. The app's exception is raised here before the start, and by the response after it. A response that is
     never sent cancels the app when it is collected.
     """
-    exchange = _Exchange(app, request.scope, _receive_of(request))
+    exchange = _Exchange(app, request.scope, receive_of(request))
     task = asyncio.create_task(exchange.run(), name=f"response to {request.method} {request.scope['path']}")
     try:
         start = await exchange.started
@@ -89,10 +90,15 @@ class _AppResponse(Response):
             await self.background()
 
 
-def _receive_of(request: Request) -> Receive:
-    """The request's `receive`, with the body put back if the handler has read it already."""
+def receive_of(request: Request) -> Receive:
+    """The request's `receive`, with the body put back if the handler has read it already.
+
+    Raises EnhanceError if he has read it as a stream or a form: then it is gone, and nothing more would come.
+    """
     body: bytes | None = getattr(request, "_body", None)
     if body is None:
+        if getattr(request, "_stream_consumed", False):
+            raise EnhanceError("the body was read as a stream and cannot be sent on: read it by `await request.body()`")
         return request.receive
     message: Message | None = {"type": "http.request", "body": body, "more_body": False}
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asgi_enhance.asgi.lifespan import Resource
+from asgi_enhance.asgi.response import receive_of
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.asgi.types import Headers, Receive, Scope
 from asgi_enhance.balance.backend import Backend, Endpoint
@@ -202,10 +203,11 @@ class LoadBalancer(Resource[Runtime]):
         """Forward a Starlette request and return a response that streams the answer when it is sent.
 
         Raises LoadBalancerError when there is nobody to send it to or it must not be sent, BackendError when the
-        backends that were asked have failed.
+        backends that were asked have failed. A body that was read before is sent all the same; EnhanceError if it was
+        read as a stream.
         """
         runtime = await self.started()
-        with self.exchange(request.scope, request.receive, runtime) as exchange:
+        with self.exchange(request.scope, receive_of(request), runtime) as exchange:
             if exchange.method == "CONNECT":
                 raise Rejected(405, "This proxy opens no tunnels.")
             answer = await self.dispatcher.forward(exchange, runtime)

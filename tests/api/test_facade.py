@@ -67,6 +67,20 @@ async def test_initializing_again_adds_backends_and_forgets_none() -> None:
     await api.shutdown()
 
 
+async def test_backends_may_be_given_as_one_string() -> None:
+    api = EnhancedAPI(settings=Settings())
+    await api.initialize("http://127.0.0.1:1, http://127.0.0.1:2")
+    assert list(api.load_balancer.report()) == ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+    await api.shutdown()
+
+
+async def test_a_frameworks_lifespan_starts_and_stops_it() -> None:
+    api = EnhancedAPI(settings=Settings())
+    async with Lifetime(Starlette(lifespan=api.lifespan)):
+        assert api.opened() is not None
+    assert api.opened() is None
+
+
 def test_a_bad_backend_or_redis_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="ftp://x"):
         EnhancedAPI(settings=Settings(backends=("ftp://x",)))

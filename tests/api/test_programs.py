@@ -2,16 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import httpx2
 import pytest
 from starlette.requests import Request
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
-from asgi_enhance import LoadBalancer, RateLimiter, RealTimeStreamProcessor, RedisCache
-from asgi_enhance.asgi.types import Message
+from asgi_enhance import LoadBalancer, RateLimiter, RedisCache
 from asgi_enhance.cache import generate_cache_key
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.testing.driver import Driver, http_scope
@@ -100,48 +100,46 @@ async def test_the_limiter_works_alone(redis_url: str) -> None:
     await limiter.disconnect()
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Let everything else run until something holds."""
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 there is no event to wait for
-            await asyncio.sleep(0)
+@pytest.fixture(scope="module")
+def parts(backend_url: str) -> Iterator[LiveServer]:
+    with (
+        RedisServer() as redis,
+        LiveServer("tests.api.parts:app", env={"PROGRAM_BACKEND": backend_url, "PROGRAM_REDIS": redis.url}) as live,
+    ):
+        yield live
 
 
-class Socket:
-    """An accepted WebSocket, as a framework gives it."""
-
-    def __init__(self) -> None:
-        self.inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self.outbox: asyncio.Queue[Message] = asyncio.Queue()
-
-    async def receive(self) -> Message:
-        return await self.inbox.get()
-
-    async def send(self, message: Message) -> None:
-        self.outbox.put_nowait(message)
-
-    async def heard(self) -> object:
-        message = await asyncio.wait_for(self.outbox.get(), 5)
-        return json.loads(str(message["text"]))
+def test_each_core_works_on_its_own_behind_a_server(parts: LiveServer, backend_url: str) -> None:
+    answers = [httpx2.get(f"{parts.url}/cached?page=1").json() for _ in range(2)]
+    assert answers == [{"value": "value", "new": True}, {"value": "value", "new": False}]
+    allowed = [httpx2.get(f"{parts.url}/limited/ada").json() for _ in range(4)]
+    assert [one["allowed"] for one in allowed] == [True, True, True, False]
+    assert [one["left"] for one in allowed] == [2, 1, 0, 0]
+    backends = httpx2.get(f"{parts.url}/backends").json()
+    assert backends["next"] == backend_url
+    assert backends["health"][backend_url]["healthy"]
 
 
-async def test_the_stream_processor_works_alone() -> None:
-    processor = RealTimeStreamProcessor()
-    updates: asyncio.Queue[object] = asyncio.Queue()
+def test_a_body_that_was_read_before_is_forwarded_and_one_that_is_gone_is_an_error(parts: LiveServer) -> None:
+    for how in ("not", "whole"):
+        assert httpx2.post(f"{parts.url}/read/{how}", content=b"body").json() == {"path": f"/read/{how}", "query": ""}
+    assert httpx2.post(f"{parts.url}/read/streamed", content=b"body").status_code == 500
 
-    async def handler(client_id: str, message: object) -> None:
-        updates.put_nowait((client_id, message))
 
-    processor.register_processor("update", handler)
-    socket = Socket()
-    serving = asyncio.create_task(processor.add_connection("ada", socket, groups=["project:123"]))
-    await until(lambda: processor.stats.connections == 1)
-    await processor.send_to_client("ada", {"n": 1})
-    await processor.broadcast_to_group("project:123", {"n": 2})
-    await processor.broadcast_all({"n": 3})
-    assert [await socket.heard() for _ in range(3)] == [{"n": 1}, {"n": 2}, {"n": 3}]
-    socket.inbox.put_nowait({"type": "websocket.receive", "text": '{"type": "update", "x": 1}'})
-    assert await asyncio.wait_for(updates.get(), 5) == ("ada", {"type": "update", "x": 1})
-    await processor.remove_connection("ada")
-    await asyncio.wait_for(serving, 5)
-    await processor.aclose()
+async def test_the_stream_processor_serves_websockets_of_a_framework(parts: LiveServer) -> None:
+    async with (
+        asyncio.timeout(10),
+        connect(f"{parts.ws_url}/ws/ada") as ada,
+        connect(f"{parts.ws_url}/ws/bob") as bob,
+        httpx2.AsyncClient(base_url=parts.url) as client,
+    ):
+        for name, socket in (("ada", ada), ("bob", bob)):
+            await socket.send(json.dumps({"type": "update", "n": name}))
+            assert json.loads(await socket.recv()) == {"seen": name}
+        await client.post("/events/group", json={"to": "the group"})
+        await client.post("/events/all", json={"to": "all"})
+        assert [json.loads(await ada.recv()) for _ in range(2)] == [{"to": "the group"}, {"to": "all"}]
+        assert json.loads(await bob.recv()) == {"to": "all"}
+        await client.delete("/clients/bob")
+        with pytest.raises(ConnectionClosed):
+            await bob.recv()

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from asgi_enhance.asgi.response import response_of
 from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
+from asgi_enhance.errors import EnhanceError
 from asgi_enhance.testing.driver import Driver, http_scope, request
 
 
@@ -60,6 +61,17 @@ async def test_a_body_that_the_handler_has_read_is_put_back() -> None:
 
     app = Starlette(routes=[Route("/", handle, methods=["POST"])])
     assert (await request(app, method="POST", body=b"read before")).body == b"read before"
+
+
+async def test_a_body_that_is_gone_is_an_error_and_no_waiting() -> None:
+    async def handle(request: Request) -> Response:
+        async for _ in request.stream():
+            pass
+        return await response_of(echo, request)
+
+    app = Starlette(routes=[Route("/", handle, methods=["POST"])])
+    with pytest.raises(EnhanceError, match="read as a stream"):
+        await request(app, method="POST", body=b"gone")
 
 
 async def test_an_error_before_the_start_is_raised_to_the_handler() -> None:
