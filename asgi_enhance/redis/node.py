@@ -19,6 +19,9 @@ from asgi_enhance.redis.wire import pack
 
 logger = logging.getLogger("asgi_enhance.redis")
 
+COMPLAINTS = 60.0
+"""Seconds between two log lines on the same kind of refusal."""
+
 PING = pack(("PING",))
 ASKING = pack(("ASKING",))
 
@@ -63,6 +66,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._attempt: asyncio.Task[str] | None = None
         self._refusal = ""
+        self._complained: dict[str, float] = {}  # of which refusals, and when
         self._retired = False
 
     async def call(self, command: bytes, *, idempotent: bool, asking: bool = False) -> Any:
@@ -150,6 +154,7 @@ class Node:
             max_in_flight=self._max_in_flight,
             stats=self._stats,
             on_reply=self._replied,
+            on_refused=self._refused,
             on_lost=self._lost,
         )
 
@@ -157,6 +162,13 @@ class Node:
         if self.breaker.failures and self.pipeline is not None:
             self.breaker.succeeded()
             self._backoff.reset()
+
+    def _refused(self, code: str, words: str) -> None:
+        """Callers go on without Redis, as when it is away; but here somebody has to do something."""
+        now = self._loop.time()
+        if now - self._complained.get(code, -COMPLAINTS) >= COMPLAINTS:
+            self._complained[code] = now
+            logger.warning("redis %s refuses commands: %s %s", self.label, code, words)
 
     def _lost(self, pipeline: Pipeline, reason: str) -> None:
         if self.pipeline is pipeline:

@@ -26,6 +26,8 @@ _GRACE = 0.002
 _OUT_OF_SERVICE = (ConnectionError, ClusterDownError, ReadOnlyError)
 # MOVED is an ASK to redis-py.
 _REDIRECTION = (AskError, TryAgainError)
+# The server answers, and says no to all commands of a kind until somebody sets it right.
+_REFUSALS = frozenset({"NOPERM", "OOM", "MISCONF", "NOREPLICAS"})
 
 
 class ConnectionLost(RedisUnavailable):
@@ -41,6 +43,7 @@ class Pipeline(asyncio.Protocol):
     max_in_flight: commands that may wait for replies before `full`.
     stats:         where to count.
     on_reply:      called after each batch of replies.
+    on_refused:    called with the code and the words of an error that says no to more than this one command.
     on_lost:       called once with the reason when the connection is of no more use.
     """
 
@@ -53,6 +56,7 @@ class Pipeline(asyncio.Protocol):
         max_in_flight: int,
         stats: RedisStats,
         on_reply: Callable[[], None],
+        on_refused: Callable[[str, str], None],
         on_lost: Callable[["Pipeline", str], None],
     ) -> None:
         self.full = False
@@ -61,6 +65,7 @@ class Pipeline(asyncio.Protocol):
         self._max_in_flight = max_in_flight
         self._stats = stats
         self._on_reply = on_reply
+        self._on_refused = on_refused
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._wire = Wire(connection, self)
@@ -180,6 +185,8 @@ class Pipeline(asyncio.Protocol):
             error = RedisUnavailable(f"redis {self._label}: {reason}")
             if not isinstance(reply, ClusterDownError):  # which is about a slot, not about the server
                 self._retire(reason)
+        elif (code := getattr(reply, "status_code", None)) in _REFUSALS:
+            self._on_refused(code, str(reply))
         if not future.done():
             future.set_exception(error)
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 
 import pytest
+from redis.exceptions import ResponseError
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
@@ -131,3 +133,18 @@ async def test_the_answer_to_asking_is_nobodys_worry(
         assert await node.call(INCR, idempotent=False, asking=True) == 1  # "cluster support disabled", and 1
         gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+async def test_a_server_that_refuses_commands_is_complained_of_once(
+    private_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with node_of(private_redis) as node:
+        await node.call(pack(("ACL", "SETUSER", "default", "-incr")), idempotent=True)
+        with caplog.at_level(logging.WARNING, logger="asgi_enhance.redis"):
+            for _ in range(3):
+                with pytest.raises(ResponseError):
+                    await node.call(INCR, idempotent=True)
+            with pytest.raises(ResponseError):
+                await node.call(pack(("GET",)), idempotent=True)  # a mistake of one command is its caller's business
+    (record,) = caplog.records
+    assert "redis here refuses commands: NOPERM" in record.getMessage()
