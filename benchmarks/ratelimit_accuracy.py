@@ -12,9 +12,10 @@ any window, divided by the limit, then the most in any twentieth of a window, di
     clocks    saturate, and the wall clock of each process is a second ahead of the one before
     worker    saturate, and a process is killed and started again
     redis     saturate, and Redis (with an append-only file) is killed and started again
+    away      saturate, and Redis is killed, and started again with nothing in it half a window later
 
 "closed" and "local" are what `RateLimiter` does while Redis is away: nothing is admitted, or each process admits its
-share by itself, which Redis then knows nothing of.
+share by itself.
 """
 
 import asyncio
@@ -51,8 +52,8 @@ LIMIT, WINDOW, BURST = 200, 2, 30
 PROCESSES, WORKERS = 4, 8
 STAMP = struct.Struct("<qq")
 
-PATTERNS = ("saturate", "boundary", "bursts", "clocks", "worker", "redis")
-QUICK = ("saturate", "boundary", "redis")
+PATTERNS = ("saturate", "boundary", "bursts", "clocks", "worker", "redis", "away")
+QUICK = ("saturate", "boundary", "redis", "away")
 
 Decide = Callable[[], Awaitable[bool]]
 
@@ -189,8 +190,9 @@ def run(name: str, pattern: str, seconds: float) -> tuple[float, float]:
             crew[1].kill()
             crew[1].join()
             crew[1] = launch(1)
-        elif pattern == "redis":
+        elif pattern in ("redis", "away"):
             server.kill()
+            time.sleep(WINDOW / 2 if pattern == "away" else 0)
             server.start()
         for one in crew:
             one.join(seconds + 30)

@@ -10,20 +10,18 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
-
-from msgspec.structs import replace
 
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.errors import ConfigError, RateLimitError, RedisUnavailable
 from asgi_enhance.options import checked
-from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Stats
+from asgi_enhance.ratelimit.decision import Decision, Demand, Stats
 from asgi_enhance.ratelimit.keys import Identity, spell
 from asgi_enhance.ratelimit.memory import MemoryStore
 from asgi_enhance.ratelimit.notation import Limits, quotas
 from asgi_enhance.ratelimit.policy import MAX_LIMIT, SECOND, Quota
+from asgi_enhance.ratelimit.share import Share
 
 logger = logging.getLogger("asgi_enhance.ratelimit")
 
@@ -32,9 +30,6 @@ STRATEGIES = ("bucketed-window", "fixed-window", "moving-window", "sliding-windo
 ON_ERROR = ("local", "open", "closed")
 
 NO_DELAYS: Mapping[str, float] = MappingProxyType({})
-
-RETRY_UNAVAILABLE = 1.0
-"""Seconds after which to come back to a limiter that could not decide: about when Redis is tried again."""
 
 
 @checked
@@ -106,8 +101,9 @@ class RateLimiter(Resource[Any]):
             if strategy != STRATEGIES[0] and self._manager is not None and self._manager.clustered:
                 raise ConfigError(f"strategy {strategy!r} does not work on a cluster: limits takes no pool for one")
         self._at_once = self._manager is None and strategy == STRATEGIES[0]
-        self._on_error = on_error
-        self._share = lru_cache(maxsize=1024)(lambda quota: quota.share(expected_workers))
+        self._share = Share(
+            self._memory, self.stats, self._manager, workers=expected_workers, on_error=on_error, max_keys=max_keys
+        )
         self._options: dict[str, Any] = {
             "budget": budget,
             "deny_keys": deny_keys,
@@ -168,7 +164,7 @@ class RateLimiter(Resource[Any]):
         try:
             decision: Decision = await (await self.started()).peek(demands)
         except RedisUnavailable:
-            return self._alone(demands, self._memory.peek)
+            return self._share.peek(demands)
         return decision
 
     async def reset(self, client_id: Identity, endpoint_type: str = "api") -> None:
@@ -176,7 +172,7 @@ class RateLimiter(Resource[Any]):
 
         RedisUnavailable if Redis cannot be told."""
         demands = self.demands(client_id, endpoint_type, 1)
-        self._memory.reset(demands)
+        self._share.reset(demands)
         if not self._at_once:
             await (await self.started()).reset(demands)
 
@@ -220,19 +216,18 @@ class RateLimiter(Resource[Any]):
     async def charge(self, demands: tuple[Demand, ...]) -> None:
         """Take units whether they fit or not: the price turned out higher."""
         self.stats.charged += sum(demand.cost for demand in demands)
+        told = False
         if self._manager is not None:
             with suppress(RedisUnavailable):
                 await (await self.started()).charge(demands)
-        for demand in self._shares(demands):
-            self._memory.take(demand.quota, demand.identity, demand.cost)
+                told = True
+        self._share.charge(demands, told=told)
 
     async def refund(self, demands: tuple[Demand, ...], decision: Decision) -> None:
         """Give back units that `decision` admitted, as far as they still count."""
         self.stats.refunded += sum(demand.cost for demand in demands)
-        if self._manager is None:
-            self._memory.refund(demands, decision.at)
-        elif decision.degraded:
-            self._memory.refund(self._shares(demands), decision.at)
+        if self._manager is None or decision.degraded:
+            self._share.refund(demands, decision.at)
         else:
             try:
                 await (await self.started()).refund(demands, decision.at)
@@ -242,13 +237,30 @@ class RateLimiter(Resource[Any]):
     async def _decide(self, demands: tuple[Demand, ...]) -> Decision:
         if self._at_once:
             return self._memory.hit(demands)
+        if self._share.unsettled():
+            return await self._decide_carefully(demands)
         try:
             decision: Decision = await (self.opened() or await self.started()).hit(demands)
         except RedisUnavailable:
             self.stats.unavailable += 1
-            return self._alone(demands, self._memory.hit)
-        self.stats.count(decision)
-        return decision
+            return self._share.hit(demands)
+        return self.stats.count(decision)
+
+    async def _decide_carefully(self, demands: tuple[Demand, ...]) -> Decision:
+        """Redis is away, or was a moment ago: what it admits has to fit the share of this process as well."""
+        store, held = await self.started(), None
+        try:
+            await store.tell(demands)
+            held = self._share.hold(demands)
+            if held is None or held.allowed:
+                return self.stats.count(await store.hit(demands))
+        except RedisUnavailable:
+            pass
+        finally:
+            if held is not None:
+                self._share.release(demands, held)
+        self.stats.unavailable += 1
+        return self._share.hit(demands)
 
     async def _later(self, demands: tuple[Demand, ...], decision: Decision, delays: Mapping[str, float]) -> Decision:
         begun = time.monotonic()
@@ -264,32 +276,6 @@ class RateLimiter(Resource[Any]):
             self._delayed -= 1
         self.stats.delayed += decision.allowed
         return decision
-
-    def _alone(self, demands: tuple[Demand, ...], decide: Any) -> Decision:
-        """Without Redis: each demand as its rule wants it."""
-        modes = [demand.on_error or self._on_error for demand in demands]
-        if "closed" in modes:
-            names = tuple(demand.quota.name for demand, mode in zip(demands, modes, strict=True) if mode == "closed")
-            return self.stats.count(Decision(False, (), RETRY_UNAVAILABLE, names, "unavailable", degraded=True))
-        local = tuple(demand for demand, mode in zip(demands, modes, strict=True) if mode == "local")
-        if not local:
-            return self.stats.count(Decision(True, degraded=True))
-        decision: Decision = decide(self._shares(local))
-        decision.degraded = True
-        return decision
-
-    def _remember(self, demands: tuple[Demand, ...], times: int) -> None:
-        """Redis has admitted something. Should it go away, this process' share is what is left after that."""
-        for demand in demands:
-            if demand.role == TAKE and (demand.on_error or self._on_error) == "local":
-                self._memory.take(self._share(demand.quota), demand.identity, demand.cost * times)
-
-    def _shares(self, demands: tuple[Demand, ...]) -> tuple[Demand, ...]:
-        if self._manager is None:
-            return demands
-        return tuple(
-            replace(demand, quota=self._share(demand.quota)) if demand.role == TAKE else demand for demand in demands
-        )
 
     # The room (see `Resource`): what belongs to one event loop.
 
@@ -318,4 +304,4 @@ class RateLimiter(Resource[Any]):
         from asgi_enhance.ratelimit.shared import RedisStore
 
         assert self._manager is not None
-        return RedisStore(self._manager, self.stats, on_granted=self._remember, **self._options)
+        return RedisStore(self._manager, self.stats, share=self._share, **self._options)

@@ -84,7 +84,7 @@ class Stats:
     refused: int = 0
     refused_locally: int = 0  # of those: from the deny memory, without a call
     calls: int = 0  # script calls to Redis
-    unavailable: int = 0  # decisions that Redis did not take in time
+    unavailable: int = 0  # decisions that Redis did not take: it was away, too slow, or back only just
     charged: int = 0
     refunded: int = 0
     delayed: int = 0

@@ -53,11 +53,23 @@ class MemoryStore:
     def __len__(self) -> int:
         return sum(len(table) for tables in self._tables.values() for table in tables)
 
+    def now(self) -> int:
+        """Microseconds, by this store's clock."""
+        return self._clock() // 1000
+
+    def find(self, quota: Quota, identity: str) -> Usage | None:
+        """What is kept of an identity."""
+        return self._tables[quota.slot][hash(identity) & self._mask].get(identity)
+
     def hit(self, demands: tuple[Demand, ...]) -> Decision:
         """Admit all demands or none of them."""
         if len(demands) == 1:
             return self.hit_one(demands[0].quota, demands[0].identity, demands[0].cost)
-        return self.stats.count(self._hit_all(demands, self._clock() // 1000))
+        return self.stats.count(self.admit(demands))
+
+    def admit(self, demands: tuple[Demand, ...]) -> Decision:
+        """The same, and the decision is not counted."""
+        return self._hit_all(demands, self.now())
 
     def hit_one(self, quota: Quota, identity: str, cost: int) -> Decision:
         """The same for a single demand, which is what most requests are, spared the lists."""
@@ -118,19 +130,19 @@ class MemoryStore:
 
     def peek(self, demands: tuple[Demand, ...]) -> Decision:
         """What `hit` would say, without taking anything."""
-        now = self._clock() // 1000
+        now = self.now()
         usages = [self._seen(demand, now) for demand in demands]
         if not _fits(demands, usages):
             return self._refuse(demands, usages, now)
         return Decision(True, _standings(demands, usages, now), at=now)
 
-    def take(self, quota: Quota, identity: str, cost: int) -> None:
-        """Take, whether it fits or not."""
-        self._take(quota, identity, cost, self._clock() // 1000)
+    def take(self, quota: Quota, identity: str, cost: int) -> Usage:
+        """Take, whether it fits or not; what is used by then."""
+        return self._take(quota, identity, cost, self.now())
 
     def refund(self, demands: Iterable[Demand], admitted: int) -> None:
         """Give back what was admitted at `admitted`, as far as it still counts."""
-        now = self._clock() // 1000
+        now = self.now()
         for demand in demands:
             usage = self._seen(demand, now)
             usage.refund(demand.quota, demand.cost, admitted)
@@ -159,7 +171,7 @@ class MemoryStore:
         usage.advance(demand.quota, now)
         return usage
 
-    def _take(self, quota: Quota, identity: str, cost: int, now: int) -> None:
+    def _take(self, quota: Quota, identity: str, cost: int, now: int) -> Usage:
         table = self._tables[quota.slot][hash(identity) & self._mask]
         usage = table.get(identity)
         if usage is None:
@@ -168,6 +180,7 @@ class MemoryStore:
         usage.add(quota, cost)
         if usage.count == cost:
             self._order(table, identity, usage)
+        return usage
 
     def _order(self, table: _Table, identity: str, usage: Usage) -> None:
         """Put it last, after the first admission of a bucket: only that changes the order of recovery."""

@@ -114,6 +114,7 @@ class Usage(msgspec.Struct, gc=False):
     level: float = 0.0
     at: int = 0  # when `level` was drained last
     blocked: int = 0  # nothing fits before this time, as far as is known; kept by the store that evicts
+    told: int = 0  # when Redis spoke of it last; kept by the share of a process
 
     def spend(self, quota: Quota, cost: int, now: int) -> tuple[int, int] | None:
         """`advance`, and `add` if there is `room`: (the room left, its `reset`), or None. The others' work in one step,
@@ -207,6 +208,22 @@ class Usage(msgspec.Struct, gc=False):
                     self.used -= back
         if quota.bursty:
             self.level = max(0.0, self.level - max(0.0, cost - max(0, self.at - admitted) * quota.drain))
+
+    def cede(self, quota: Quota, room: int, spare: float) -> None:
+        """Count as used what others have, until there is `room` in the window and `spare` at once, or less already."""
+        others = quota.limit - self.used - room
+        if others > 0:
+            self.used += others
+            self.count += others
+        if quota.bursty:
+            self.level = max(self.level, quota.burst - spare)
+
+    def diary(self, quota: Quota, now: int) -> tuple[float, list[int]]:
+        """`advance`, and tell the level and when what was used: (microseconds ago, units, …), oldest first. A bucket is
+        as young as it may be: whoever has other buckets must not let it go too early."""
+        self.advance(quota, now)
+        counts = (*self.older, self.newest, self.count) if self.count else self.older
+        return self.level, [n if i % 2 else max(0, now - (n + 1) * quota.width) for i, n in enumerate(counts)]
 
     def recovered(self, quota: Quota, now: int) -> bool:
         """Whether all that was used has left the window (the level has drained by then, too)."""

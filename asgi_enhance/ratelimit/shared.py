@@ -4,13 +4,14 @@
   together as one call with a count. What is granted is exact, first come first served.
 - Deny memory: who was refused cannot be admitted before the time the script has told, whoever else comes. Until then,
   and at most for a few seconds, he is refused here.
+- Before a set of demands is asked about, Redis is told what this process has admitted without it (see `share`).
 - A decision has a budget of time. When it is used up, or Redis is away, `RedisUnavailable` is raised; nothing is
   sent twice, so the worst that can happen is a request that was counted and not made.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
@@ -24,6 +25,7 @@ from asgi_enhance.ratelimit.budget import Budget
 from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Standing, Stats, refusal
 from asgi_enhance.ratelimit.keys import digest
 from asgi_enhance.ratelimit.policy import SECOND
+from asgi_enhance.ratelimit.share import Share
 from asgi_enhance.redis import RedisManager
 
 SCRIPT = files("asgi_enhance.ratelimit").joinpath("window.lua").read_text("utf-8")
@@ -58,7 +60,7 @@ class RedisStore:
     deny_keys:    identities the deny memory holds; 0 turns it off.
     deny_seconds: the longest that anybody is refused without asking again: how late a reset or a refund may be noticed.
     max_waiting:  requests that may wait for the call before theirs, for one set of demands.
-    on_granted:   called with what was admitted, and how often, after each call.
+    share:        what this process may admit without Redis; hears of each reply.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class RedisStore:
         deny_keys: int,
         deny_seconds: float,
         max_waiting: int,
-        on_granted: Callable[[Demands, int], None],
+        share: Share,
     ) -> None:
         self.stats = stats
         self._manager = manager
@@ -86,7 +88,7 @@ class RedisStore:
             max(1, deny_keys), lambda _, denial, now: min(denial.until, now + deny_seconds), time.monotonic
         )
         self._denying = 0.0  # until when somebody is denied: before that, nobody has to be looked up
-        self._on_granted = on_granted
+        self._share = share
 
     def hit(self, demands: Demands) -> Awaitable[Decision]:
         """Admit all demands or none of them."""
@@ -134,7 +136,7 @@ class RedisStore:
         lane = self._lanes[demands] = _Lane()
         try:
             before = time.monotonic()
-            reply: list[int] = await self._within(self._budget.spend(self._call("hit", demands, 1)))
+            reply: list[int] = await self._within(self._budget.spend(self._hit(demands, 1)))
             return self._decided(demands, 1, reply, before)[0]
         finally:
             self._pass_on(lane, demands)
@@ -191,7 +193,7 @@ class RedisStore:
                     continue
                 try:
                     before = time.monotonic()
-                    reply = await self._within(self._call("hit", demands, len(group)), deadline)
+                    reply = await self._within(self._hit(demands, len(group)), deadline)
                     decisions = self._decided(demands, len(group), reply, before)
                 except RedisUnavailable as error:
                     for future in group:
@@ -217,16 +219,41 @@ class RedisStore:
             until = before + last.retry_after
             self._denied[demands] = _Denial(last, until)
             self._denying = max(self._denying, min(until, before + self._deny_seconds))
-        if reply[0]:
-            self._on_granted(demands, reply[0])
+        self._share.learn(demands, reply[0], reply[2::4], reply[3::4])
         return decisions
 
-    def _call(self, mode: str, demands: Demands, want: int = 0, admitted: int = 0) -> Coroutine[Any, Any, list[int]]:
+    async def tell(self, demands: Demands) -> None:
+        """Tell Redis what it does not know of these."""
+        if self._share.has_news:
+            await self._within(self._budget.spend(self._tell(demands)))
+
+    def _hit(self, demands: Demands, want: int) -> Coroutine[Any, Any, list[int]]:
+        return self._tell_and_hit(demands, want) if self._share.has_news else self._call("hit", demands, want)
+
+    async def _tell_and_hit(self, demands: Demands, want: int) -> list[int]:
+        await self._tell(demands)
+        return await self._call("hit", demands, want)
+
+    async def _tell(self, demands: Demands) -> None:
+        for demand in demands:
+            news = self._share.news(demand)
+            if news is not None:
+                try:
+                    await self._call("report", (demand,), news=news.packed)
+                except BaseException:
+                    self._share.keep(news)
+                    raise
+
+    def _call(
+        self, mode: str, demands: Demands, want: int = 0, admitted: int = 0, news: bytes = b""
+    ) -> Coroutine[Any, Any, list[int]]:
         self.stats.calls += 1
-        args: list[str | int] = [mode, want, admitted]
+        args: list[str | int | bytes] = [mode, want, admitted]
         for demand in demands:
             quota = demand.quota
             args += (quota.limit, quota.window, quota.burst, demand.cost, demand.role)
+        if news:
+            args.append(news)
         return self._script(keys=[self._key(demand) for demand in demands], args=args)
 
     async def _within(self, call: Coroutine[Any, Any, Any], deadline: float | None = None) -> Any:
@@ -266,7 +293,7 @@ class RedisStore:
 def _decisions(demands: Demands, want: int, reply: list[int]) -> list[Decision]:
     """One decision for each of `want` requests, in the order they came."""
     granted, now = reply[:2]
-    rooms, resets, waits = reply[2::3], reply[3::3], reply[4::3]
+    rooms, resets, waits = map(min, reply[2::4], reply[3::4]), reply[4::4], reply[5::4]
     taken = [row for row in zip(demands, rooms, resets, strict=True) if row[0].role == TAKE]
     decisions = []
     for later in range(granted - 1, -1, -1):  # how many were admitted in the same call after this one

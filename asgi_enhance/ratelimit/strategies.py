@@ -52,6 +52,9 @@ class StrategyStore:
         decision: Decision = await self._within(self._hit(demands))
         return decision
 
+    async def tell(self, demands: tuple[Demand, ...]) -> None:
+        """Nothing: what is admitted without Redis stays untold."""
+
     async def peek(self, demands: tuple[Demand, ...]) -> Decision:
         decision: Decision = await self._within(self._look(demands))
         return decision

@@ -1,14 +1,17 @@
 -- One decision over any number of quotas: all of them admit, or nothing changes. The rules are those of policy.py, the
 -- clock is the server's.
 --
--- KEYS     one for each quota: its state, in MessagePack {drained at, level, newest bucket, (age, count)…}, oldest first
--- ARGV     mode, want, admitted, then for each quota: limit, window, burst, cost, role
+-- KEYS     one for each quota: its state, in MessagePack {born, drained at, level, newest bucket, (age, count)…}, oldest
+--          first
+-- ARGV     mode, want, admitted, then for each quota: limit, window, burst, cost, role; then the news
 --   mode     hit: admit up to `want` requests · peek: admit none · charge: take the cost whether it fits or not ·
---            refund: give back a cost that was admitted at the time `admitted`
+--            refund: give back a cost that was admitted at the time `admitted` · report: count what a process brings news of
 --   role     take: a quota · guard: must have room, gives none (a ban) · strike: counts refusals; the guard after it
 --            is taken from when they are too many
--- returns  granted, now, then for each quota: room, microseconds until there is more, microseconds until another such
---          request fits (0: now, -1: never)
+--   news     of one quota, in MessagePack: how long ago the process heard of this state; level and (age, units)… of what
+--            it has admitted without us since; the same of all that its share counts
+-- returns  granted, now, then for each quota: room in the window, room at once, microseconds until there is more,
+--          microseconds until another such request fits (0: now, -1: never)
 
 local BUCKETS, ROUNDING, NEVER = 32, 1e-6, -1
 
@@ -22,12 +25,13 @@ local function load(raw, quota)
   quota.drain = quota.limit / quota.window
   quota.bursty = quota.burst < quota.limit
   quota.newest = math.floor(now / quota.width)
-  quota.used, quota.level, quota.counts = 0, 0, {}
+  quota.born, quota.used, quota.level, quota.counts = now, 0, 0, {}
   if not raw then return end
   local state = cmsgpack.unpack(raw)
   -- A clock that was set back takes the past with it: ages are kept, from the newest bucket there is now.
-  local newest = math.min(state[3], quota.newest)
-  for i = 4, #state, 2 do
+  local newest = math.min(state[4], quota.newest)
+  quota.born = state[1]
+  for i = 5, #state, 2 do
     local bucket = newest - state[i]
     if bucket >= quota.newest - BUCKETS then
       quota.counts[#quota.counts + 1] = {bucket, state[i + 1]}
@@ -35,30 +39,48 @@ local function load(raw, quota)
     end
   end
   if quota.bursty then
-    quota.level = math.max(0, state[2] - math.max(0, now - state[1]) * quota.drain)
+    quota.level = math.max(0, state[3] - math.max(0, now - state[2]) * quota.drain)
   end
+end
+
+local function spare(quota)
+  return quota.bursty and math.floor(quota.burst - quota.level + ROUNDING) or quota.limit - quota.used
 end
 
 local function room(quota)
-  local left = quota.limit - quota.used
-  if quota.bursty then
-    left = math.min(left, math.floor(quota.burst - quota.level + ROUNDING))
+  return math.min(quota.limit - quota.used, spare(quota))
+end
+
+local function put(quota, bucket, units)
+  local i = #quota.counts
+  while i > 0 and quota.counts[i][1] > bucket do i = i - 1 end
+  if i > 0 and quota.counts[i][1] == bucket then
+    quota.counts[i][2] = quota.counts[i][2] + units
+  else
+    table.insert(quota.counts, i + 1, {bucket, units})
   end
-  return left
+  quota.used = quota.used + units
+  quota.changed = true
+end
+
+local function fill(quota, units)
+  if quota.bursty then
+    quota.level = math.min(quota.level + units, quota.limit)
+  end
 end
 
 local function add(quota, cost)
-  local last = quota.counts[#quota.counts]
-  if last and last[1] == quota.newest then
-    last[2] = last[2] + cost
-  else
-    quota.counts[#quota.counts + 1] = {quota.newest, cost}
+  put(quota, quota.newest, cost)
+  fill(quota, cost)
+end
+
+-- What a process has admitted without us. All that it counts, if we have lost it: the state is younger than our word.
+local function learn(quota, heard, alone, all)
+  local level, uses = unpack(quota.born > now - heard and all or alone)
+  for i = 1, #uses, 2 do
+    put(quota, math.floor((now - uses[i]) / quota.width), uses[i + 1])
   end
-  quota.used = quota.used + cost
-  if quota.bursty then
-    quota.level = math.min(quota.level + cost, quota.limit)
-  end
-  quota.changed = true
+  fill(quota, level)
 end
 
 local function give_back(quota, cost)
@@ -112,7 +134,7 @@ end
 local function save(key, quota)
   local last = quota.counts[#quota.counts]
   if not last then return redis.call('DEL', key) end
-  local state = {now, quota.level, last[1]}
+  local state = {quota.born, now, quota.level, last[1]}
   for _, count in ipairs(quota.counts) do
     state[#state + 1] = last[1] - count[1]
     state[#state + 1] = count[2]
@@ -155,12 +177,15 @@ elseif mode == 'charge' then
   for _, quota in ipairs(quotas) do add(quota, quota.cost) end
 elseif mode == 'refund' then
   for _, quota in ipairs(quotas) do give_back(quota, quota.cost) end
+elseif mode == 'report' then
+  learn(quotas[1], unpack(cmsgpack.unpack(ARGV[9])))
 end
 
 local reply = {granted, now}
 for i, quota in ipairs(quotas) do
   if quota.changed then save(KEYS[i], quota) end
-  reply[#reply + 1] = room(quota)
+  reply[#reply + 1] = quota.limit - quota.used
+  reply[#reply + 1] = spare(quota)
   reply[#reply + 1] = reset(quota)
   reply[#reply + 1] = wait(quota)
 end

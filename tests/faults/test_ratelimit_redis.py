@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from asgi_enhance.ratelimit import Ban, RateLimiter, RateLimitMiddleware, Rule
+from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.ratelimit import Ban, RateLimiter, RateLimitMiddleware, Rule, share
+from asgi_enhance.ratelimit.policy import SECOND
 from asgi_enhance.ratelimit.shared import RedisStore
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import request
@@ -197,3 +199,43 @@ async def test_a_limiter_that_fails_to_stop_leaves_its_redis(
     with pytest.raises(OSError, match="no"):
         await limiter.disconnect()
     assert redis.opened() is None
+
+
+@pytest.mark.parametrize("settle", [0, 5 * SECOND], ids=["settled at once", "just after the outage"])
+@pytest.mark.parametrize("kept", [False, True], ids=["losing everything", "keeping everything"])
+async def test_a_restart_lets_nobody_beyond_the_limit(monkeypatch: pytest.MonkeyPatch, settle: int, kept: bool) -> None:
+    monkeypatch.setattr(share, "SETTLE", settle)
+    with RedisServer(config={"appendonly": "yes", "appendfsync": "always"} if kept else {}) as server:
+        assert await admitted_over_a_restart(server) == 40
+
+
+async def admitted_over_a_restart(private_redis: RedisServer) -> int:
+    """How many two limiters of 40 a minute admit who are asked before, while and after Redis is away."""
+    managers = [RedisManager(private_redis.url) for _ in range(2)]
+    one, other = (
+        RateLimiter("40/minute", redis=redis, expected_workers=2, budget=2.0, deny_keys=0) for redis in managers
+    )
+    async with one, other:
+        for limiter in (one, other):
+            while (await limiter.hit("warm")).degraded:
+                pass
+        admitted = 0
+        for _ in range(8):
+            admitted += await one.is_allowed("a") + await other.is_allowed("a")
+        private_redis.kill()
+        for _ in range(3):
+            admitted += await one.is_allowed("a") + await other.is_allowed("a")
+        assert one.stats.unavailable
+        private_redis.start()
+        async with asyncio.timeout(10):
+            for redis in managers:
+                while True:
+                    try:
+                        await redis.ping()
+                        break
+                    except RedisUnavailable:
+                        await asyncio.sleep(0.02)
+        for _ in range(20):
+            admitted += await one.is_allowed("a") + await other.is_allowed("a")
+        admitted += sum([await one.is_allowed("a") for _ in range(40)])
+    return admitted

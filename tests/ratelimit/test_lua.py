@@ -1,6 +1,7 @@
 """`window.lua` decides as `policy.py` does: the same traffic, with the same clock, is played to both."""
 
 from collections.abc import Iterator, Sequence
+from math import floor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from redis import Redis
 
-from asgi_enhance.ratelimit.policy import SECOND, Quota, Usage
+from asgi_enhance.ratelimit.policy import ROUNDING, SECOND, Quota, Usage
 from asgi_enhance.ratelimit.shared import SCRIPT
 from asgi_enhance.testing.servers import RedisServer
 
@@ -52,7 +53,10 @@ def play_to_policy(quota: Quota, play: Sequence[tuple[str, int, int, int]]) -> l
             usage.refund(quota, cost, admitted)
         room = usage.room(quota)
         granted = int(fits) if mode in ("hit", "peek") else 1
-        replies.append([granted, now, room, usage.reset(quota, room, now), usage.wait(quota, cost, now)])
+        spare = floor(quota.burst - usage.level + ROUNDING) if quota.bursty else quota.limit - usage.used
+        replies.append(
+            [granted, now, quota.limit - usage.used, spare, usage.reset(quota, room, now), usage.wait(quota, cost, now)]
+        )
         if mode == "peek" or (mode == "hit" and not fits):
             usage = before  # the script writes only what it changes
     return replies
@@ -75,5 +79,5 @@ def test_both_say_the_same_to_everything(client: Redis, quota: Quota, script: li
         admitted = now
     ours, theirs = play_to_policy(quota, play), play_to_lua(client, quota, play)
     for step, mine, lua in zip(play, ours, theirs, strict=True):
-        assert mine[:3] == lua[:3], step
-        assert all(abs(a - b) <= 1 for a, b in zip(mine[3:], lua[3:], strict=True)), step
+        assert mine[:4] == lua[:4], step
+        assert all(abs(a - b) <= 1 for a, b in zip(mine[4:], lua[4:], strict=True)), step

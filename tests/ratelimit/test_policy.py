@@ -145,3 +145,13 @@ def test_a_clock_set_back_forgets_nothing_and_locks_nobody_out_for_longer_than_a
 def test_a_share_is_at_least_one_of_each() -> None:
     assert Quota(100, MINUTE, 20).share(4) == Quota(25, MINUTE, 5)
     assert Quota(2, MINUTE).share(8) == Quota(1, MINUTE)
+
+
+def test_a_diary_tells_the_end_of_each_bucket_and_no_time_that_is_yet_to_come() -> None:
+    quota, usage, now = Quota(10, 32 * SECOND), Usage(), 1_000 * SECOND
+    for cost in (2, 3):
+        usage.advance(quota, now)
+        usage.add(quota, cost)
+        now += 5 * SECOND // 2
+    assert usage.diary(quota, 1_004 * SECOND) == (0.0, [3 * SECOND, 2, SECOND, 3])
+    assert usage.diary(quota, 1_002 * SECOND) == (0.0, [SECOND, 2, 0, 3])
