@@ -29,7 +29,7 @@ class Body:
     )
 
     def __init__(
-        self, receive: Receive, *, length: int | None, limit: int | None, replay: int, expected: bool = True
+        self, receive: Receive, length: int | None, *, limit: int | None, replay: int, expected: bool = True
     ) -> None:
         self._receive = receive
         self._replay = replay

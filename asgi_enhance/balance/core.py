@@ -46,6 +46,7 @@ Algorithm = Literal["peak-ewma", "round-robin", "least-connections", "ip-hash"]
 
 ENVIRONMENT = "API_LOAD_BALANCER_BACKENDS"
 
+_FOR_EVER = float("inf")
 _BODILESS = frozenset({"GET", "HEAD"})
 _HTTP1 = frozenset({"1.0", "1.1"})
 """In these a GET without Content-Length and Transfer-Encoding has no body (RFC 9112, 6.3); in HTTP/2 it may."""
@@ -135,7 +136,7 @@ class LoadBalancer(Resource[Runtime]):
         self.limits = limits or Limits()
         self.rules = HeaderRules(forwarding or Forwarding())
         self._rewrites = self.rules.forwarding.rewrite_location or self.rules.forwarding.rewrite_cookies
-        self.sticky = StickyCookie(sticky) if sticky is not None else None
+        self._sticky = StickyCookie(sticky) if sticky is not None else None
         self.redis = RedisManager.of(redis)
         self._rng = random.Random(seed)
         self._hash_key = hash_key or self.rules.client_address
@@ -259,30 +260,25 @@ class LoadBalancer(Resource[Runtime]):
         """A request as the backends will get it. Raises Rejected for one that must not be forwarded."""
         self.stats.requests += 1
         head = self.rules.request(scope)
-        path, query = raw_target(scope, strip_mount=self._strip_mount, max_length=self.limits.max_target)
+        limits, timeouts = self.limits, self.timeouts
+        path, query = raw_target(scope, self._strip_mount, limits.max_target)
         if self._strict_query and query:
             query = strict_query(query)
-        limits, timeouts = self.limits, self.timeouts
         if limits.max_body is not None and head.length is not None and head.length > limits.max_body:
             raise Rejected(413, "The request body is too large.")
-        total = timeouts.total
+        method: str = scope["method"]
+        expected = head.has_body or method not in _BODILESS or scope.get("http_version") not in _HTTP1
         return Exchange(
             runtime,
-            method=scope["method"],
-            path=path,
-            query=query,
-            head=head,
-            body=Body(
-                receive,
-                length=head.length,
-                limit=limits.max_body,
-                replay=limits.replay,
-                expected=head.has_body or scope["method"] not in _BODILESS or scope.get("http_version") not in _HTTP1,
-            ),
-            key=self._key(scope) if self._hashes else b"",
-            sticky=self._stuck_to(scope) if self.sticky is not None else None,
-            idle=timeouts.idle,
-            limit=float("inf") if total is None else runtime.loop.time() + total,
+            method,
+            path,
+            query,
+            head,
+            Body(receive, head.length, limit=limits.max_body, replay=limits.replay, expected=expected),
+            self._key(scope) if self._hashes else b"",
+            self._stuck_to(scope) if self._sticky is not None else None,
+            timeouts.idle,
+            _FOR_EVER if timeouts.total is None else runtime.loop.time() + timeouts.total,
         )
 
     def websocket_exchange(self, scope: Scope, receive: Receive, runtime: Runtime) -> Exchange:
@@ -290,19 +286,19 @@ class LoadBalancer(Resource[Runtime]):
         self.stats.websockets += 1
         head = self.rules.request(scope)
         head.fields = [pair for pair in head.fields if not pair[0].startswith(b"sec-websocket-")]
-        path, query = raw_target(scope, strip_mount=self._strip_mount, max_length=self.limits.max_target)
+        path, query = raw_target(scope, self._strip_mount, self.limits.max_target)
         idle = self.timeouts.websocket_idle
         return Exchange(
             runtime,
-            method="GET",
-            path=path,
-            query=query,
-            head=head,
-            body=Body(receive, length=None, limit=None, replay=0),
-            key=self._key(scope) if self._hashes else b"",
-            sticky=self._stuck_to(scope) if self.sticky is not None else None,
-            idle=float("inf") if idle is None else idle,
-            limit=float("inf"),
+            "GET",
+            path,
+            query,
+            head,
+            Body(receive, None, limit=None, replay=0),
+            self._key(scope) if self._hashes else b"",
+            self._stuck_to(scope) if self._sticky is not None else None,
+            _FOR_EVER if idle is None else idle,
+            _FOR_EVER,
             websocket=True,
             subprotocols=scope.get("subprotocols") or (),
         )
@@ -317,8 +313,8 @@ class LoadBalancer(Resource[Runtime]):
             mount = scope.get("root_path", "") if self._strip_mount else ""
             rewriter = Rewriter(exchange.endpoint.backend, exchange.head, mount)
             headers = rewriter.fields(headers, location=forwarding.rewrite_location, cookies=forwarding.rewrite_cookies)
-        if self.sticky is not None:
-            self._stick(self.sticky, exchange, headers, scope)
+        if self._sticky is not None:
+            self._stick(self._sticky, exchange, headers, scope)
         return headers
 
     def _stick(self, sticky: StickyCookie, exchange: Exchange, headers: Headers, scope: Scope) -> None:
@@ -329,8 +325,8 @@ class LoadBalancer(Resource[Runtime]):
             headers.append(sticky.field(endpoint.id, path=scope.get("root_path") or "/", secure=secure))
 
     def _stuck_to(self, scope: Scope) -> str | None:
-        assert self.sticky is not None
-        return self.sticky.read(scope["headers"], (one.id for one in self._roster.endpoints))
+        assert self._sticky is not None
+        return self._sticky.read(scope["headers"], (one.id for one in self._roster.endpoints))
 
     def _key(self, scope: Scope) -> bytes:
         return (self._hash_key(scope) or "").encode("utf-8", "surrogateescape")
@@ -362,7 +358,7 @@ class LoadBalancer(Resource[Runtime]):
         async with AsyncExitStack() as stack:
             if self.redis is not None:
                 await stack.enter_async_context(self.redis)
-            runtime = Runtime(self._upstream)
+            runtime = Runtime(self._upstream, self.dispatcher.ended)
             stack.push_async_callback(runtime.aclose)
             await self._members.start(runtime)
             stack.pop_all()  # `_stop` closes and leaves

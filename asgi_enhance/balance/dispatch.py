@@ -76,7 +76,6 @@ class Dispatcher:
             raise self.none_available()  # before the client is told to go on and send its body
         if exchange.body.more and not exchange.websocket:
             await exchange.body.begin()
-        exchange.on_end = self.ended
         clock = monotonic  # uvloop's own time stands still within a millisecond
         tried: list[Endpoint] = []
         fresh = counted = False
@@ -256,12 +255,12 @@ class Dispatcher:
             waiter.future.set_result(endpoint)
 
     def ended(self, exchange: Exchange, error: BaseException | None) -> None:
-        endpoint = exchange.endpoint
-        assert endpoint is not None
-        runtime = exchange.runtime
-        if isinstance(error, UpstreamFailure):
-            self._failed(endpoint, monotonic())
-        self.give_back(endpoint, runtime)
+        """An exchange leaves its endpoint; `error` says how."""
+        endpoint, exchange.endpoint = exchange.endpoint, None
+        if endpoint is not None:
+            if error is not None and isinstance(error, UpstreamFailure):
+                self._failed(endpoint, monotonic())
+            self.give_back(endpoint, exchange.runtime)
 
     def none_available(self) -> Unavailable:
         self.stats.unavailable += 1

@@ -55,11 +55,10 @@ class Exchange:
 
     __slots__ = (
         "_cancelling",
-        "_loop",
+        "_deadline",
         "_task",
         "answer",
         "body",
-        "deadline",
         "done",
         "endpoint",
         "head",
@@ -67,9 +66,9 @@ class Exchange:
         "key",
         "limit",
         "method",
-        "on_end",
         "on_interim",
         "path",
+        "patience",
         "query",
         "reason",
         "runtime",
@@ -85,21 +84,20 @@ class Exchange:
     def __init__(
         self,
         runtime: "Runtime",
-        *,
         method: str,
         path: bytes,
         query: bytes,
         head: RequestHead,
         body: Body,
-        key: bytes = b"",
-        sticky: str | None = None,
+        key: bytes,
+        sticky: str | None,
         idle: float,
         limit: float,
+        *,
         websocket: bool = False,
         subprotocols: Sequence[str] = (),
     ) -> None:
         self.runtime = runtime
-        self._loop = runtime.loop
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self.method = method
@@ -113,7 +111,8 @@ class Exchange:
         self.subprotocols = subprotocols
         self.idle = idle
         self.limit = limit
-        self.deadline = limit
+        self.patience = idle
+        self._deadline: float | None = None
         self.reason: Exception | None = None
         self.endpoint: Endpoint | None = None
         self.upstream: Upstream | None = None
@@ -121,19 +120,18 @@ class Exchange:
         self.upload: asyncio.Task[None] | None = None
         self.watcher: asyncio.Task[None] | None = None
         self.on_interim: Callable[[int, Headers], Awaitable[None]] | None = None
-        self.on_end: Callable[[Exchange, BaseException | None], None] | None = None
         self.sending = False  # the client is waited for, not the backend
         self.done = False
 
     def __enter__(self) -> Self:
         if self.reason is not None:
             raise self.reason  # called off while it was detached
-        task = asyncio.current_task()
+        runtime = self.runtime
+        task = asyncio.current_task(runtime.loop)
         assert task is not None, "an exchange runs in a task"
         self._task = task
         self._cancelling = task.cancelling()
-        self.progress()
-        self.runtime.add(self)
+        runtime.add(self)
         return self
 
     def __exit__(
@@ -150,15 +148,15 @@ class Exchange:
         """The same request once more, for a second backend. It has no body left to send and no deadline of its own."""
         return Exchange(
             self.runtime,
-            method=self.method,
-            path=self.path,
-            query=self.query,
-            head=self.head,
-            body=self.body,
-            key=self.key,
-            sticky=self.sticky,
-            idle=self.idle,
-            limit=self.limit,
+            self.method,
+            self.path,
+            self.query,
+            self.head,
+            self.body,
+            self.key,
+            self.sticky,
+            self.idle,
+            self.limit,
         )
 
     def swap(self, other: "Exchange") -> None:
@@ -183,16 +181,25 @@ class Exchange:
 
     def progress(self) -> None:
         """Something moved: the idle time begins anew."""
-        deadline = self._loop.time() + self.idle
-        self.deadline = deadline if deadline < self.limit else self.limit
+        self.patience = self.idle
+        self._deadline = None
 
     def wait_until(self, seconds: float) -> None:
         """Something has to happen within so many seconds."""
-        deadline = self._loop.time() + seconds
-        self.deadline = deadline if deadline < self.limit else self.limit
+        self.patience = seconds
+        self._deadline = None
 
-    def overdue(self) -> Exception:
-        """What to say when the deadline has passed."""
+    def overdue(self, now: float) -> bool:
+        """Whether what is waited for is late. Asked at every tick; time begins with the first that finds it missing.
+
+        So that what comes sooner, as nearly everything does, costs no look at the clock.
+        """
+        if self._deadline is None:
+            self._deadline = min(now + self.patience, self.limit)
+        return self._deadline <= now
+
+    def lateness(self) -> Exception:
+        """What to say of it."""
         if self.body.reading and self.answer is None:
             return Rejected(408, "The request did not arrive in time.")
         if self.sending:
@@ -203,22 +210,22 @@ class Exchange:
 
     def let_go(self, error: BaseException | None = None) -> None:
         """Give back connection and slot. Idempotent, synchronous: the one place where either is freed."""
-        upload, self.upload = self.upload, None
-        if upload is not None:
-            upload.cancel()
-        answer, self.answer = self.answer, None
+        if self.upload is not None:
+            self.upload.cancel()
+            self.upload = None
+        answer = self.answer
         if answer is not None and self.upstream is not None:
+            self.answer = None
             self.upstream.release(answer)
-        if self.on_end is not None and self.endpoint is not None:
-            self.on_end(self, error)
-            self.endpoint = None
+        self.runtime.ended(self, error)
 
     def finish(self, error: BaseException | None = None) -> None:
         """The exchange is over."""
         if not self.done:
             self.done = True
             self.runtime.remove(self)
-            watcher, self.watcher = self.watcher, None
-            if watcher is not None:
-                watcher.cancel()
-            self.let_go(error)
+            if self.watcher is not None:
+                self.watcher.cancel()
+                self.watcher = None
+            if self.endpoint is not None:
+                self.let_go(error)

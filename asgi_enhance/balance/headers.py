@@ -38,6 +38,8 @@ _HINTS = frozenset(
 _SPECIAL = NOT_FORWARDED | _SAID_BY_PROXIES | _HINTS | {b"content-length", b"expect", b"host", b"max-forwards"}
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*\Z")  # RFC 3986, 3.2.2; anything else is a 400 (RFC 9112, 3.2)
+_MAX_HOST = 256
+"""Longer ones are not remembered."""
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 
 
@@ -111,7 +113,7 @@ class HeaderRules:
         dropped = {b"date", b"server"} if forwarding.server_fields == "drop" else set()
         self._response_special = NOT_FORWARDED | dropped
         self._plain = forwarding.x_forwarded and not forwarding.forwarded and not self._believes
-        self._for = lru_cache(maxsize=4096)(_for)
+        self._said = lru_cache(maxsize=4096)(self._say)
 
     def request(self, scope: Scope) -> RequestHead:
         """The fields for the backends. Raises Rejected for a request that must not be forwarded."""
@@ -126,6 +128,18 @@ class HeaderRules:
                 fields.append(pair)
                 if b"_" in name:
                     underscored = True
+        if underscored and self.forwarding.underscores != "allow":
+            fields = self._without_underscores(fields)
+        if len(special) == 1 and special[0][0] == b"host" and self._plain:
+            head = RequestHead(special[0][1], fields, None, False, False, None)
+            client = scope.get("client")
+            if client and len(head.host) < _MAX_HOST:  # nearly every request
+                fields += self._said(client[0], scope.get("scheme"), head.host)
+                return head
+        return self._judged(scope, fields, special)
+
+    def _judged(self, scope: Scope, fields: Headers, special: Headers) -> RequestHead:
+        """The fields of a request with more to say than what it wants and where."""
         head = RequestHead(b"", fields, None, False, False, None)
         said: dict[bytes, list[bytes]] = {}
         named: set[bytes] = set()
@@ -161,8 +175,7 @@ class HeaderRules:
                 hints.append(pair)
         if hosts != 1 and (hosts or scope.get("http_version") in ("1.1", "1.0", None)):
             raise Rejected(400, "A request must have exactly one Host field.")
-        if not _HOST.match(head.host):
-            raise Rejected(400, "The Host field is not valid.")
+        _check_host(head.host)
         if head.length is not None:
             if head.has_body:
                 raise Rejected(400, "Content-Length and Transfer-Encoding exclude each other.")
@@ -173,8 +186,6 @@ class HeaderRules:
             for name in named:
                 said.pop(name, None)
             hints = [pair for pair in hints if pair[0] not in named]
-        if underscored and self.forwarding.underscores != "allow":
-            head.fields = fields = self._without_underscores(fields)
         self._add(scope, head, said, hints)
         return head
 
@@ -203,12 +214,6 @@ class HeaderRules:
         fields = head.fields
         client = scope.get("client")
         peer = client[0] if client else None
-        if self._plain and not said and peer is not None:
-            scheme = scope.get("scheme")
-            fields += (self._via_line, self._for(peer), _HTTPS if scheme == "https" or scheme == "wss" else _HTTP)
-            if head.host:
-                fields.append((b"x-forwarded-host", head.host))
-            return
         via = said.get(b"via")
         if via and any(self._via in line.replace(b",", b" ").split() for line in via):
             raise Rejected(508, "The request has been here before.", error="proxy_loop_detected")
@@ -244,6 +249,16 @@ class HeaderRules:
         elif trusted:
             fields.extend((b"forwarded", value) for value in said.get(b"forwarded", ()))
 
+    def _say(self, peer: str, scheme: str | None, host: bytes) -> Headers:
+        """What is added for a client who may say nothing of itself. Raises Rejected for a host that is none."""
+        _check_host(host)
+        return [
+            self._via_line,
+            (b"x-forwarded-for", peer.encode("latin-1", "replace")),
+            (b"x-forwarded-proto", b"https" if scheme in ("https", "wss") else b"http"),
+            *([(b"x-forwarded-host", host)] if host else []),
+        ]
+
     def _without_underscores(self, fields: Headers) -> Headers:
         if self.forwarding.underscores == "reject":
             raise Rejected(400, "Field names with an underscore are not accepted.")
@@ -251,12 +266,9 @@ class HeaderRules:
         return [pair for pair in fields if b"_" not in pair[0] or pair[0].replace(b"_", b"-") not in names]
 
 
-_HTTP = (b"x-forwarded-proto", b"http")
-_HTTPS = (b"x-forwarded-proto", b"https")
-
-
-def _for(peer: str) -> tuple[bytes, bytes]:
-    return b"x-forwarded-for", peer.encode("latin-1", "replace")
+def _check_host(host: bytes) -> None:
+    if not _HOST.match(host):
+        raise Rejected(400, "The Host field is not valid.")
 
 
 def _length(value: bytes, before: int | None) -> int:

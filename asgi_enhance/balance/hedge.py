@@ -148,5 +148,4 @@ def _twin(dispatcher: "Dispatcher", exchange: Exchange, runtime: Runtime) -> Exc
     dispatcher.take(endpoint)
     twin.endpoint = endpoint
     twin.upstream = runtime.upstream(endpoint)
-    twin.on_end = dispatcher.ended
     return twin

@@ -48,18 +48,16 @@ class LoadBalanceApp:
         self._proxy_status = proxy_status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "http":
-            await self._http(scope, receive, send)
-        elif kind == "websocket":
-            await proxy_websocket(self.balancer, scope, receive, send, self._proxy_status)
-        elif kind == "lifespan":
-            await run_lifespan(None, scope, receive, send, (self.balancer,))
-        else:
-            raise ValueError(f"unknown scope type {kind!r}")
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         balancer = self.balancer
+        kind = scope["type"]
+        if kind == "websocket":
+            await proxy_websocket(balancer, scope, receive, send, self._proxy_status)
+            return
+        if kind == "lifespan":
+            await run_lifespan(None, scope, receive, send, (balancer,))
+            return
+        if kind != "http":
+            raise ValueError(f"unknown scope type {kind!r}")
         runtime = balancer.opened() or await balancer.started()
         extensions = scope.get("extensions")
         started = False
@@ -74,9 +72,10 @@ class LoadBalanceApp:
                 answer = await balancer.dispatcher.forward(exchange, runtime)
                 headers = balancer.response_fields(exchange, answer, scope)
                 start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
-                trailers = extensions is not None and _wants_trailers(extensions, exchange, headers)
-                if trailers:
+                trailers: Headers | None = None
+                if extensions and _wants_trailers(extensions, exchange, headers):
                     start["trailers"] = True
+                    trailers = answer.trailers  # the connection has others by the time these are sent
                 body = answer.take()
                 complete = answer.complete
                 if complete:
@@ -87,8 +86,8 @@ class LoadBalanceApp:
                     await send({"type": "http.response.body", "body": body, "more_body": False})
                 else:
                     await stream(exchange, answer, body, send)
-                if trailers:
-                    kept = [pair for pair in answer.trailers if pair[0] not in _NOT_IN_TRAILERS]
+                if trailers is not None:
+                    kept = [pair for pair in trailers if pair[0] not in _NOT_IN_TRAILERS]
                     await send({"type": "http.response.trailers", "headers": kept, "more_trailers": False})
         except ClientGone:
             balancer.stats.clients_gone += 1

@@ -36,6 +36,7 @@ class ForwardedResponse(Response):
             await send({"type": "http.response.body", "body": self.body, "more_body": False})
             return
         with suppress(ClientGone), exchange:
+            exchange.progress()
             exchange.sending = True
             await send(start)
             await stream(exchange, answer, bytes(self.body), send)

@@ -28,11 +28,16 @@ class Waiter(NamedTuple):
 class Runtime:
     """The balancer on one event loop."""
 
-    def __init__(self, make_upstream: Callable[[Endpoint, Tasks, bool], Upstream]) -> None:
+    def __init__(
+        self,
+        make_upstream: Callable[[Endpoint, Tasks, bool], Upstream],
+        ended: Callable[[Exchange, BaseException | None], None],
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.tasks = Tasks()
         self.queue: deque[Waiter] = deque()
         self.active: set[Exchange] = set()
+        self.ended = ended
         self._make_upstream = make_upstream
         self._upstreams: dict[Endpoint, Upstream] = {}
         self._websockets: dict[Endpoint, Upstream] = {}
@@ -107,8 +112,8 @@ class Runtime:
         seen = self._young
         self._young = set()
         for exchange in list(self.active):
-            if exchange.deadline <= now:
-                exchange.interrupt(exchange.overdue())
+            if exchange.overdue(now):
+                exchange.interrupt(exchange.lateness())
             elif exchange.watcher is None and not exchange.body.more and not exchange.body.ended:
                 if exchange in seen:
                     exchange.watcher = self.tasks.spawn(_watch(exchange), name="balance-watch-client")

@@ -20,7 +20,7 @@ _PAIR = re.compile(rb"(?:[^%;]|%[0-9A-Fa-f]{2})*\Z")
 MAX_PAIRS = 10_000
 
 
-def raw_target(scope: Scope, *, strip_mount: bool, max_length: int) -> tuple[bytes, bytes]:
+def raw_target(scope: Scope, strip_mount: bool, max_length: int) -> tuple[bytes, bytes]:
     """Path and query for the backend, checked. Raises Rejected."""
     raw: bytes | None = scope.get("raw_path")
     if raw is not None and not scope.get("root_path") and raw == scope["path"].encode("latin-1", "replace"):

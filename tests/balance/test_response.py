@@ -285,6 +285,35 @@ async def test_66_trailers_go_to_a_client_that_takes_them() -> None:
     assert messages[-1] == {"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": False}
 
 
+async def test_66_trailers_are_those_of_the_response_though_its_connection_serves_another_by_then() -> None:
+    async def answer(wire: Wire) -> None:
+        for number in (b"1", b"2"):
+            await wire.message()
+            await wire.send(_TRAILERS.replace(b"X-Sum: 1", b"X-Sum: " + number))
+
+    async def trailers(sent: list[Message], slow: asyncio.Event) -> None:
+        async def send(message: Message) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body" and not message["more_body"]:
+                await slow.wait()
+
+        await app(http_scope(headers=((b"te", b"trailers"),)), asyncio.Event().wait, send)  # type: ignore[arg-type]
+
+    async with ScriptedBackend(answer) as backend:
+        app = LoadBalanceApp([backend.url])
+        go, first, second = asyncio.Event(), list[Message](), list[Message]()
+        task = asyncio.create_task(trailers(first, go))
+        await until(lambda: bool(first) and first[-1].get("more_body") is False)
+        go_on = asyncio.Event()
+        go_on.set()
+        await trailers(second, go_on)
+        go.set()
+        await task
+        assert len(backend.wires) == 1
+        assert [sent[-1]["headers"] for sent in (first, second)] == [[(b"x-sum", b"1")], [(b"x-sum", b"2")]]
+        await app.balancer.close()
+
+
 async def test_66_trailers_are_dropped_for_others(http: str) -> None:
     messages = await driven(_TRAILERS)
     assert "trailers" not in messages[0]

@@ -49,6 +49,7 @@ class Connection(asyncio.Protocol):
         "_spent",
         "_transport",
         "busy",
+        "closed",
         "complete",
         "error",
         "headers",
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self.idle_since = 0.0
         self.busy = False
+        self.closed = True  # also while the backend's end is already here and its transport still closing
         self.reused = False
         self.error: UpstreamFailure | None = None
         self.status: int | None = None
@@ -89,10 +91,6 @@ class Connection(asyncio.Protocol):
         self.sent_whole = False
 
     # What the pool and the exchange call
-
-    @property
-    def closed(self) -> bool:
-        return self._transport is None or self._transport.is_closing()
 
     @property
     def bodiless(self) -> bool:
@@ -180,9 +178,7 @@ class Connection(asyncio.Protocol):
         """Close at once. Idempotent. Whoever still reads is told."""
         if self.busy and not self.complete and self.error is None:
             self.error = UpstreamFailure("the exchange was called off", error="connection_terminated")
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.abort()
+        self._cut()
         self._chunks = []
         self._wake()
 
@@ -190,15 +186,14 @@ class Connection(asyncio.Protocol):
         """End the exchange with an error and close."""
         if self.error is None:
             self.error = error
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.abort()
+        self._cut()
         self._wake()
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        self.closed = False
 
     def data_received(self, data: bytes) -> None:
         if not self.busy:
@@ -240,10 +235,11 @@ class Connection(asyncio.Protocol):
             waiter.set_result(None)
 
     def eof_received(self) -> None:
-        return None  # the transport closes itself and connection_lost follows
+        self.closed = True  # the transport closes itself and connection_lost follows
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self.closed = True
         if not self.busy:
             self._owner.lost(self)
         elif not self.complete:
@@ -305,6 +301,12 @@ class Connection(asyncio.Protocol):
             self.keep_alive = self._parser.should_keep_alive()
 
     # Inside
+
+    def _cut(self) -> None:
+        transport, self._transport = self._transport, None
+        self.closed = True
+        if transport is not None:
+            transport.abort()
 
     def _break(self, text: str) -> None:
         untouched = self.status is None and self._seen == 0
