@@ -234,7 +234,10 @@ class Cache(Resource[R], Generic[R]):
     # -- responses ------------------------------------------------------------------------------------------------
 
     def glance(self, key: Key) -> Shelf | None:
-        """Where the entry for any request to this URL lies, if it is here, is the only one, and does not vary."""
+        """Where the entry for any request to this URL lies, if it is here, is the only one, and does not vary.
+
+        An empty shelf: nothing is kept for this URL, and its last answer was for one client only.
+        """
         return None
 
     def peek(self, request: Request) -> Entry | None:
@@ -363,10 +366,6 @@ class Cache(Resource[R], Generic[R]):
         """Whether the last answer to this was for one client only, so that nobody should wait for the next."""
         until = self._passes.get(hash(name))
         return until is not None and self.clock() < until
-
-    def passing(self, url: Key) -> bool:
-        """Whether nothing is kept for this URL, and its last answer was for one client only: the usual miss."""
-        return False
 
     def remember_pass(self, name: Hashable) -> None:
         if self.hit_for_miss:

@@ -311,7 +311,8 @@ class Exchange:
             self._draft = verdict
             self._copy = BodyCopy(layer.options.max_body)
         if layer.cache_status:
-            headers.append((b"cache-status", self._told(code, detail is None, detail)))
+            told = status.forwarded(layer.cache_name, self._why, code, detail is None, self._collapsed, detail)
+            headers.append((b"cache-status", told))
         return {**message, "headers": headers}
 
     async def _on_body(self, message: Message) -> None:

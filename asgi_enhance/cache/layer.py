@@ -143,7 +143,6 @@ class CacheMiddleware:
         self._partition_by = (*_names(key_headers), *credentials)
         self._glances = not (self._partition_by or early)
         self._find = self.cache.glance
-        self._passing = self.cache.passing
         self._clock = self.cache.clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,9 +155,13 @@ class CacheMiddleware:
         method = scope["method"]
         url = self._plain(scope) if self._glances and method == "GET" else None
         if url is not None and (shelf := self._find(url)) is not None:
-            now, entry = self._clock(), shelf.only
-            assert entry is not None
-            if now < entry.fresh_until and not entry.purged:
+            entry = shelf.only
+            if entry is None:
+                if not self._rules:
+                    request = Request(scope, self._namespace, (), self.options.encodings, url)
+                    await Exchange(self, scope, receive, send, request).forward()
+                    return
+            elif (now := self._clock()) < entry.fresh_until and not entry.purged:
                 self.stats.hits += 1
                 by, age, headers = shelf.sent
                 if by is not self or age != int(now - entry.born):
@@ -168,9 +171,6 @@ class CacheMiddleware:
                 return
         request = Request(scope, self._namespace, self._partition_by, self.options.encodings, url)
         exchange = Exchange(self, scope, receive, send, request)
-        if url is not None and not self._rules and self._passing(url):
-            await exchange.forward()
-            return
         self.cache.simplify(request)
         if method in ("GET", "HEAD"):
             await exchange.run(self.cache.peek(request))

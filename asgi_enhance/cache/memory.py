@@ -21,6 +21,7 @@ from asgi_enhance.options import checked
 
 Variant = tuple[Partition, VaryNames, VaryValues]
 PLAIN: Final[Variant] = ((), (), ())
+EMPTY: Final = Shelf()
 SWEEP: Final = 2
 """How many of the oldest are looked at on every write: what has expired goes before it is in the way."""
 
@@ -124,7 +125,7 @@ class MemoryCache(Cache[Running]):
     def glance(self, key: Key) -> Shelf | None:
         slot = self._kept.get(key)
         if slot is None:
-            return None
+            return EMPTY if self._passes and self.passes(key) else None
         slot.visited = True
         entry = slot.only
         return slot if entry is not None and entry.epoch == self.purges.number else None  # type: ignore[return-value]
@@ -155,10 +156,6 @@ class MemoryCache(Cache[Running]):
 
     def knows(self, key: Key) -> bool:
         return key in self._kept
-
-    def passing(self, url: Key) -> bool:
-        until = self._passes.get(hash(url)) if self._passes else None  # as `passes` does it, without the call
-        return until is not None and url not in self._kept and self.clock() < until
 
     def flight_name(self, request: Request) -> Hashable:
         slot = self._kept.get(request.key)

@@ -131,7 +131,7 @@ def is_no_store(headers: RawHeaders, governing: frozenset[bytes]) -> bool:
             said = value
     if said is None:
         return False
-    directives = cache_control((said,))
+    directives = _of_line(said) if len(said) <= REMEMBERED else _of_lines((said,))
     return "no-store" in directives and "must-understand" not in directives
 
 
