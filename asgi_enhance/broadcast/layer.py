@@ -85,15 +85,15 @@ class BroadcastRouter:
         self._websocket = _template("path", path, authenticate)
         self._events = _template("sse_path", sse_path, authenticate)
         self._authenticate = authenticate
-        self._drain_spread = drain_spread
+        self._sigterm = DrainOnSigterm(self.processor, drain_spread) if drain_spread is not None else None
         self._origins = frozenset(origin.lower() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "lifespan":
             resources: list[AbstractAsyncContextManager[Any]] = [self.processor]
-            if self._drain_spread is not None:
-                resources.append(DrainOnSigterm(self.processor, self._drain_spread))
+            if self._sigterm is not None:
+                resources.append(self._sigterm)
             await run_lifespan(self.app, scope, receive, send, resources)
             return
         template = self._websocket if kind == "websocket" else self._events if kind == "http" else None
@@ -102,6 +102,8 @@ class BroadcastRouter:
             await self._pass_on(scope, receive, send)
             return
         node = await self.processor.started()
+        if self._sigterm is not None:
+            self._sigterm.arm()
         open = self._open_websocket if kind == "websocket" else self._open_events
         connection = await open(node, scope, receive, send, match["client_id"] if match.groupdict() else "")
         if connection is not None:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import httpx2
@@ -109,20 +109,37 @@ async def test_a_page_of_another_origin_is_refused_with_a_reason(server: LiveSer
     assert b"pages of this origin may not connect" in (refused.value.response.body or b"")
 
 
-async def test_sigterm_says_goodbye_and_the_server_ends() -> None:
-    """Under uvicorn; hypercorn and granian keep the signal from the process the app runs in."""
-    with LiveServer("tests.broadcast.app:app") as server:
-        async with connect(f"{server.ws_url}/ws/ann") as ann, events(server, "group=kept") as bob:
-            await anext(bob)
-            await anext(bob)
-            os.kill(server.pid, signal.SIGTERM)
-            with pytest.raises(ConnectionClosed) as closed:
-                await asyncio.wait_for(ann.recv(), 5)
-            last = [event async for event in bob]
-            assert [list(event) for event in last] == [["retry"]]
-            assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == 1012
-        await until(lambda: not server.running, seconds=8)
+DRAINS = {"uvicorn": [], "granian": [], "hypercorn": ["--workers", "0"]}
+"""Hypercorn's parent process keeps the signal for itself: there must be none, or all must be signalled."""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("name", SERVERS)
+async def test_sigterm_says_goodbye_and_the_server_ends(name: str, loop: str) -> None:
+    chosen = ["--worker-class" if name == "hypercorn" else "--loop", loop]
+    with LiveServer("tests.broadcast.app:app", server=name, options=[*DRAINS[name], *chosen]) as server:
+        await says_goodbye(server, lambda: os.kill(server.pid, signal.SIGTERM))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sigterm_to_all_processes_of_hypercorn_says_goodbye_as_well(workers: int) -> None:
+    with LiveServer("tests.broadcast.app:app", server="hypercorn", options=["--workers", str(workers)]) as server:
+        await says_goodbye(server, lambda: os.killpg(server.pid, signal.SIGTERM))
+
+
+async def says_goodbye(server: LiveServer, stop: Callable[[], None]) -> None:
+    async with connect(f"{server.ws_url}/ws/ann") as ann, events(server, "group=kept") as bob:
+        await anext(bob)
+        await anext(bob)
+        stop()
+        with pytest.raises(ConnectionClosed) as closed:
+            await asyncio.wait_for(ann.recv(), 5)
+        last = [event async for event in bob]
+        assert [list(event) for event in last] == [["retry"]]
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+    await until(lambda: not server.running, seconds=8)
+    assert server.output() == ""
 
 
 async def test_sigterm_with_nobody_connected_ends_the_server_at_once() -> None:
