@@ -8,7 +8,6 @@ It only composes: each core is there under its own name, to be used or replaced 
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack
 from typing import Any
 
 from starlette.requests import Request
@@ -34,7 +33,7 @@ COUNTED = "asgi_enhance.counted"
 
 
 @checked
-class EnhancedAPI(Resource[AsyncExitStack]):
+class EnhancedAPI(Resource["EnhancedAPI"]):
     """All cores, sharing one Redis, and the layers in the recommended order.
 
     redis_url: a URL for all cores. Default: the settings'; without one, everything works in this process.
@@ -70,6 +69,7 @@ class EnhancedAPI(Resource[AsyncExitStack]):
             gauges=("in_flight",),
             averaged=("weight", "priority", "latency"),
         )
+        self.needs = (*self._cores().values(), self.metrics_collector)
         self._client = ClientAddress(self.settings.trusted_proxies)
         self._gateway = self._limit(CacheMiddleware(LoadBalanceApp(balancer=self.load_balancer), cache=self.cache), ())
         self._counted_gateway = MetricsMiddleware(self._gateway, collector=self.metrics_collector, path=None)
@@ -152,15 +152,11 @@ class EnhancedAPI(Resource[AsyncExitStack]):
         limit: Any = self.rate_limiter.limits["default"]
         return RateLimitMiddleware(app, rules, limiter=self.rate_limiter, default=limit, client=self._client)
 
-    async def _start(self) -> AsyncExitStack:
-        async with AsyncExitStack() as stack:
-            for core in (*self._cores().values(), self.metrics_collector):
-                await stack.enter_async_context(core)
-            return stack.pop_all()
-        raise AssertionError("unreachable")
+    async def _start(self) -> "EnhancedAPI":
+        return self
 
-    async def _stop(self, value: AsyncExitStack) -> None:
-        await value.aclose()
+    async def _stop(self, value: "EnhancedAPI") -> None:
+        """What it needs is all it has."""
 
 
 @checked

@@ -23,12 +23,13 @@ T = TypeVar("T")
 class _Room(Generic[T]):
     """What a resource holds on one event loop, and how many are in it."""
 
-    __slots__ = ("lock", "opened", "users", "value")
+    __slots__ = ("held", "lock", "opened", "users", "value")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
         self.opened = False
+        self.held = AsyncExitStack()
         self.value: T | None = None
 
 
@@ -39,6 +40,9 @@ class Resource(Generic[T]):
     close it. `async with` is counted, so layers may share a resource. What belonged to a loop that was closed
     under it is dropped, never reused.
     """
+
+    needs: Sequence[AbstractAsyncContextManager[Any] | None] = ()
+    """What it uses itself: entered before it starts and left when it has stopped, also if either fails half-way."""
 
     def __init__(self) -> None:
         self._rooms: dict[asyncio.AbstractEventLoop, _Room[T]] = {}
@@ -97,7 +101,8 @@ class Resource(Generic[T]):
                 return
             value, room.opened, room.value = room.value, False, None
             self._here = (None, None)
-            await self._stop(value)  # type: ignore[arg-type]
+            async with room.held:
+                await self._stop(value)  # type: ignore[arg-type]
 
     def lifespan(self, app: Any = None) -> AbstractAsyncContextManager[None]:
         """The second door: `Starlette(lifespan=resource.lifespan)`, or `enter_async_context` in one of your own."""
@@ -130,7 +135,12 @@ class Resource(Generic[T]):
     async def _open(self, room: _Room[T]) -> T:
         async with room.lock:
             if not room.opened:
-                room.value = await self._start()
+                async with AsyncExitStack() as held:
+                    for need in self.needs:
+                        if need is not None:
+                            await held.enter_async_context(need)
+                    room.value = await self._start()
+                    room.held = held.pop_all()
                 room.opened = True
             value = room.value
         self._here = (asyncio.get_running_loop(), value)

@@ -7,7 +7,6 @@ requests in flight and everything that was learnt about it.
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
 from time import monotonic
 from typing import Any, Literal, TypedDict
 
@@ -138,6 +137,7 @@ class LoadBalancer(Resource[Runtime]):
         self._rewrites = self.rules.forwarding.rewrite_location or self.rules.forwarding.rewrite_cookies
         self._sticky = StickyCookie(sticky) if sticky is not None else None
         self.redis = RedisManager.of(redis)
+        self.needs = (self.redis,)
         self._rng = random.Random(seed)
         self._hash_key = hash_key or self.rules.client_address
         self._hashes = algorithm == "ip-hash"
@@ -355,20 +355,16 @@ class LoadBalancer(Resource[Runtime]):
         return Http1Upstream(backend, tasks, timeouts=timeouts, limits=limits, rewrite_host=rewrite)
 
     async def _start(self) -> Runtime:
-        async with AsyncExitStack() as stack:
-            if self.redis is not None:
-                await stack.enter_async_context(self.redis)
-            runtime = Runtime(self._upstream, self.dispatcher.ended)
-            stack.push_async_callback(runtime.aclose)
+        runtime = Runtime(self._upstream, self.dispatcher.ended)
+        try:
             await self._members.start(runtime)
-            stack.pop_all()  # `_stop` closes and leaves
+        except BaseException:
+            await runtime.aclose()
+            raise
         return runtime
 
     async def _stop(self, value: Runtime) -> None:
-        async with AsyncExitStack() as stack:
-            if self.redis is not None:
-                stack.push_async_exit(self.redis)
-            await value.aclose()
+        await value.aclose()
 
 
 def _policy(algorithm: Algorithm, slow_start: SlowStart, bound: float) -> Policy:

@@ -78,6 +78,7 @@ class RealTimeStreamProcessor(Resource[Node]):
             limits=limits or Limits(),
             redis=RedisManager.of(redis),
         )
+        self.needs = (self.options.redis,)
         self._processors: dict[str, Processor] = {}
 
     def __repr__(self) -> str:

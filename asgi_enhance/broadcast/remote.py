@@ -52,7 +52,6 @@ class RedisTransport:
         self._checking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        await self._manager.__aenter__()
         self._everyone = self._manager.subscribe(everyone_channel(self._manager), self._to_everyone, sharded=True)
         self._tasks.spawn(self._presence.run(), name="broadcast presence")
 
@@ -66,7 +65,6 @@ class RedisTransport:
             await subscription.close()
         if self._everyone is not None:
             await self._everyone.close()
-        await self._manager.__aexit__(None, None, None)
 
     # -- who listens here
 

@@ -84,6 +84,7 @@ class RedisCache(Cache[RedisRunning]):
         if redis is not None and redis_url is not None:
             raise ConfigError("redis and redis_url are the same thing: give one of them")
         self.manager = manager = RedisManager.of(redis or redis_url) or RedisManager()
+        self.needs = (manager,)
         self.max_variants = max_variants
         self.max_connections = 10
         self.purges = Purges(MAX_PURGES)
@@ -116,7 +117,6 @@ class RedisCache(Cache[RedisRunning]):
         self._max_connections = limit
 
     async def _start(self) -> RedisRunning:
-        await self.manager.__aenter__()
         self._news += 1
         return RedisRunning(
             self.manager.subscribe(self._purges_channel, self._on_purge, self._on_gap),
@@ -127,7 +127,6 @@ class RedisCache(Cache[RedisRunning]):
         await value.tasks.cancel()
         await value.purges.close()
         await value.released.close()
-        await self.manager.__aexit__(None, None, None)
 
     # -- responses ------------------------------------------------------------------------------------------------
 

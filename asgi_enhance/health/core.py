@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Collection, Iterable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from time import monotonic, time
 
 from asgi_enhance.asgi.lifespan import Resource
@@ -13,7 +11,7 @@ from asgi_enhance.health.checks import Check
 from asgi_enhance.health.policy import Finding, Phase, Result, Status
 
 
-class Health(Resource["_Running"]):
+class Health(Resource[Tasks]):
     """The state of a process: its phase, and what its checks say.
 
     checks: asked for readiness, in this order. Default: none.
@@ -34,6 +32,7 @@ class Health(Resource["_Running"]):
         if check.name in self._checks:
             raise ConfigError(f"checks: there is one named {check.name!r} already")
         self._checks[check.name] = check
+        self.needs = (*self.needs, check.resource)
 
     def serve(self) -> None:
         """Start-up is finished."""
@@ -49,7 +48,7 @@ class Health(Resource["_Running"]):
 
     async def findings(self, *, only: str | None = None, exclude: Collection[str] = ()) -> list[Finding]:
         """What the checks say, asked at once where the last answer is too old."""
-        tasks = (await self.started()).tasks
+        tasks = await self.started()
         wanted = [check for check in self._checks.values() if check.name not in exclude and only in (None, check.name)]
         return list(await asyncio.gather(*(self._finding(check, tasks) for check in wanted)))
 
@@ -77,23 +76,12 @@ class Health(Resource["_Running"]):
     def _as_finding(self, check: Check, result: Result) -> Finding:
         return Finding(check.name, check.kind, check.critical, result, time())
 
-    async def _start(self) -> "_Running":
-        running = _Running(Tasks(), AsyncExitStack())
+    async def _start(self) -> Tasks:
+        tasks = Tasks()
         for check in self._checks.values():
-            if check.resource is not None:
-                await running.held.enter_async_context(check.resource)
             if check.background is not None:
-                running.tasks.spawn(check.background(), name=f"asgi_enhance.health.{check.name}.background")
-        return running
+                tasks.spawn(check.background(), name=f"asgi_enhance.health.{check.name}.background")
+        return tasks
 
-    async def _stop(self, value: "_Running") -> None:
-        await value.tasks.cancel()
-        await value.held.aclose()
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """What a health holds on one event loop."""
-
-    tasks: Tasks
-    held: AsyncExitStack
+    async def _stop(self, value: Tasks) -> None:
+        await value.cancel()

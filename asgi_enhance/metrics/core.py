@@ -79,6 +79,7 @@ class MetricsCollector(Resource[Tasks]):
         self._registry = _readable(registry)
         self._interval = interval
         self._redis = _manager(redis)
+        self.needs = (self._redis,)
         self._ping = 0.0
         self._share = _share(self._redis, interval, repr(bounds))
 
@@ -224,8 +225,6 @@ class MetricsCollector(Resource[Tasks]):
 
     async def _start(self) -> Tasks:
         self._limits = Limits()
-        if self._redis is not None:
-            await self._redis.__aenter__()
         tasks = Tasks()
         tasks.spawn(self.lag.run(), name="asgi_enhance.metrics.lag")
         if self._share is not None:
@@ -239,9 +238,6 @@ class MetricsCollector(Resource[Tasks]):
                 await self._share.leave(self.totals())
         except Exception:  # what could not be shipped is lost, and nobody is kept from stopping by it
             self.failed()
-        finally:
-            if self._redis is not None:
-                await self._redis.__aexit__(None, None, None)
 
     async def _ship(self, share: Share) -> None:
         while True:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -98,6 +98,7 @@ class RateLimiter(Resource[Any]):
             from asgi_enhance.redis import RedisManager
 
             self._manager = RedisManager.of(redis)
+            self.needs = (self._manager,)
             if strategy != STRATEGIES[0] and self._manager is not None and self._manager.clustered:
                 raise ConfigError(f"strategy {strategy!r} does not work on a cluster: limits takes no pool for one")
         self._at_once = self._manager is None and strategy == STRATEGIES[0]
@@ -282,19 +283,11 @@ class RateLimiter(Resource[Any]):
     async def _start(self) -> Any:
         if self._at_once:
             return self._memory
-        async with AsyncExitStack() as stack:
-            if self._manager is not None:
-                await stack.enter_async_context(self._manager)
-            store = self._store()
-            stack.pop_all()  # `_stop` leaves
-        return store
+        return self._store()
 
     async def _stop(self, store: Any) -> None:
-        async with AsyncExitStack() as stack:
-            if self._manager is not None:
-                stack.push_async_exit(self._manager)
-            if not self._at_once:
-                await store.aclose()
+        if not self._at_once:
+            await store.aclose()
 
     def _store(self) -> Any:
         if self.strategy != STRATEGIES[0]:

@@ -136,6 +136,38 @@ async def test_a_shared_resource_starts_once_and_stops_with_its_last_user() -> N
     assert room.diary == ["resource up", "resource down"]
 
 
+@pytest.mark.parametrize("fails", ["", "start", "stop"])
+async def test_what_a_resource_needs_is_there_before_it_and_left_after_it_whatever_fails(fails: str) -> None:
+    diary: list[str] = []
+    ground, house = Room(diary), Room(diary, fails=fails)
+    house.needs = (None, ground)
+    if fails:
+        with pytest.raises(OSError, match="room|door"):
+            async with house:
+                pass
+    else:
+        async with house:
+            assert ground.opened() is not None
+    assert diary == [
+        "resource up",
+        *([] if fails == "start" else ["resource up"]),
+        *([] if fails else ["resource down"]),
+        "resource down",
+    ]
+    assert ground.opened() is None
+
+
+async def test_what_several_need_stays_until_the_last_of_them_has_stopped() -> None:
+    ground = Room()
+    first, second = Room(), Room()
+    first.needs = second.needs = (ground,)
+    async with first:
+        async with second:
+            pass
+        assert ground.diary == ["resource up"]
+    assert ground.diary == ["resource up", "resource down"]
+
+
 async def test_users_who_arrive_at_once_share_one_start() -> None:
     room = Room()
     values = await asyncio.gather(*(room.started() for _ in range(10)))
