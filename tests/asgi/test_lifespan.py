@@ -142,7 +142,7 @@ async def test_what_a_resource_needs_is_there_before_it_and_left_after_it_whatev
     ground, house = Room(diary), Room(diary, fails=fails)
     house.needs = (None, ground)
     if fails:
-        with pytest.raises(OSError, match="room|door"):
+        with pytest.raises(OSError, match=r"room|door"):
             async with house:
                 pass
     else:
