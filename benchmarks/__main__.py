@@ -25,7 +25,7 @@ def names() -> list[str]:
     """Every script here that is a benchmark of its own: it uses the harness, and can be run as a program."""
     return [
         script.stem
-        for script in sorted(Path(__file__).parent.glob("*.py"))
+        for script in sorted(Path(__file__).parent.glob("[!_]*.py"))
         if "from benchmarks.harness import" in (text := script.read_text()) and '__name__ == "__main__"' in text
     ]
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.__main__ import names
 from benchmarks.harness import Table
 from benchmarks.plot import svg
 
@@ -31,6 +32,11 @@ def test_a_quick_run_writes_a_page_with_its_tables_and_drawings(tmp_path: Path) 
     assert "(balance_quality-1.svg)" in page
     assert ElementTree.parse(tmp_path / "balance_quality-1.svg").getroot().tag == f"{SVG}svg"
     assert "(balance_quality.md)" in (tmp_path / "index.md").read_text()
+
+
+def test_the_scripts_are_those_that_measure() -> None:
+    assert {"balance", "broadcast", "cache", "metrics", "ratelimit", "redis_manager", "stack"} < set(names())
+    assert not {"__main__", "__init__", "harness", "plot", "report"} & set(names())
 
 
 def test_a_script_that_is_not_there_is_named_beside_those_that_are() -> None:
