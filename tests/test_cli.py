@@ -74,8 +74,10 @@ def test_wrap_serves_an_app_inside_the_stack_with_several_workers() -> None:
         assert httpx2.get(url).text == "hello"
 
 
-async def test_a_stop_finishes_what_is_under_way_and_sends_the_broadcasters_clients_away() -> None:
-    with started("wrap", "tests.testing.apps:halves", "--broadcast", "/ws/{client_id}") as (url, process):
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_stop_finishes_what_is_under_way_and_sends_the_broadcasters_clients_away(workers: str) -> None:
+    command = ("wrap", "tests.testing.apps:halves", "--broadcast", "/ws/{client_id}", "--workers", workers)
+    with started(*command) as (url, process):
         port = int(url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 8\r\n\r\nhalf")
