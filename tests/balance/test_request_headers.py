@@ -1,5 +1,7 @@
 """Behaviours 18–39: what the backend is told, by the client and by the proxy."""
 
+from pathlib import Path
+
 import pytest
 
 from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
@@ -157,17 +159,22 @@ def test_30_forwarded_of_an_ipv6_address_is_quoted_and_of_nobody_unknown(client:
     assert dict(head.fields)[b"forwarded"].startswith(node)
 
 
-def test_31_a_peer_without_address_is_a_stranger() -> None:
-    scope = http_scope(client=None, headers=[(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-proto", b"https")])
-    names = {name for name, _ in rules().request(scope).fields}
-    assert not any(name.startswith(b"x-forwarded") for name in names)
-
-
-def test_31_a_peer_without_address_may_be_trusted() -> None:
-    scope = http_scope(client=None, headers=[(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-proto", b"https")])
-    fields = dict(rules(trusted=["unix"]).request(scope).fields)
-    assert fields[b"x-forwarded-for"] == b"6.6.6.6"
-    assert fields[b"x-forwarded-proto"] == b"https"
+@pytest.mark.parametrize("trusted", [[], ["unix"]], ids=["stranger", "trusted"])
+async def test_31_a_peer_without_address_is_a_stranger_unless_it_is_trusted(
+    http: str, tmp_path: Path, trusted: list[str]
+) -> None:
+    async with ScriptedBackend() as backend:
+        app = LoadBalanceApp([backend.url], forwarding=Forwarding(trusted=trusted))
+        async with serve(app, http=http, unix=tmp_path / "socket"):
+            request = get(b"/", b"X-Forwarded-For: 6.6.6.6", b"X-Forwarded-Proto: https")
+            assert (await ask(tmp_path / "socket", request)).status == 200
+        await app.balancer.close()
+    said = {name: value for name, value in backend.last.headers if name.startswith(b"x-forwarded")}
+    if trusted:
+        assert said[b"x-forwarded-for"] == b"6.6.6.6"
+        assert said[b"x-forwarded-proto"] == b"https"
+    else:
+        assert not said
 
 
 async def test_32_the_client_hashed_is_the_first_stranger_from_the_right(http: str) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from asgi_enhance.asgi.types import Message
-from asgi_enhance.balance import Forwarding, Limits, LoadBalanceApp
+from asgi_enhance.balance import Forwarding, Limits, LoadBalanceApp, Retries
 from asgi_enhance.testing.driver import Driver, http_scope, request
 from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
@@ -173,6 +173,26 @@ async def test_61_a_chunked_body_cut_short_has_no_last_chunk(http: str) -> None:
         rest = await client.rest()
         assert b"half" in rest
         assert not rest.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("ending", [b"", b"zz\r\n"], ids=["closed", "not a chunk"])
+async def test_62_after_an_error_in_mid_stream_there_is_no_second_response(http: str, ending: bytes) -> None:
+    half = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+    gate = asyncio.Event()
+
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(half)
+        await gate.wait()
+        await wire.send(ending)
+
+    async with front(answer, http) as (_, port), connect(port) as client:
+        await client.send(get())
+        assert (await client.head()).status == 200
+        gate.set()
+        rest = await client.rest()
+        assert b"HTTP/1.1" not in rest
+        assert b"0\r\n\r\n" not in rest
 
 
 async def test_62_an_error_after_the_start_makes_no_second_start() -> None:
@@ -387,6 +407,18 @@ async def test_70_a_second_response_nobody_asked_for_is_never_given_to_anybody(h
         for _ in range(3):
             assert (await ask(port, get())).body == b"mine"
         assert len(backend.wires) == 3
+
+
+async def test_71_a_response_that_is_not_to_be_handed_on_is_a_502_and_its_body_is_closed(http: str) -> None:
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n4\r\nhalf\r\n")
+        await wire.rest()
+
+    async with front(answer, http, retries=Retries(attempts=1)) as (backend, port):
+        assert (await ask(port, get())).status == 502
+        await until(lambda: backend.wires[0].over)
+        assert backend.balancer.in_flight == 0
 
 
 async def test_71_a_response_that_cannot_be_handed_on_frees_the_backend() -> None:

@@ -1,4 +1,4 @@
-"""Behaviours 94 and 96 over sockets: who gets the second try, and who gets none."""
+"""Behaviours 93, 94 and 96 over sockets: who gets the second try, and who gets none."""
 
 import asyncio
 import socket
@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from asgi_enhance.asgi.types import Message
-from asgi_enhance.balance import Ejection, Hedge, Limits, LoadBalanceApp, Retries
+from asgi_enhance.balance import Backend, Ejection, Hedge, Limits, LoadBalanceApp, Retries
 from asgi_enhance.testing.driver import Driver, http_scope, request
 from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
@@ -123,6 +123,17 @@ async def test_96_without_budget_only_what_was_in_flight_when_a_backend_began_to
         assert statuses[0] == 200
         assert 502 in statuses[1:]
         await app.balancer.close()
+
+
+async def test_93_turns_are_taken_by_weight_and_none_without(http: str) -> None:
+    a, b, c, none = (ScriptedBackend(OK.replace(b"ok", name * 2)) for name in (b"a", b"b", b"c", b"n"))
+    async with a, b, c, none:
+        backends = [Backend(a.url, weight=5), Backend(b.url), Backend(c.url), Backend(none.url, weight=0)]
+        app = LoadBalanceApp(backends, algorithm="round-robin")
+        async with serve(app, http=http) as port:
+            order = [(await ask(port, get())).body[:1] for _ in range(14)]
+        await app.balancer.close()
+    assert b"".join(order) == b"aabacaa" * 2
 
 
 async def test_94_a_full_backend_is_passed_over(http: str) -> None:

@@ -18,16 +18,19 @@ from asgi_enhance.asgi.types import Message
 from asgi_enhance.balance import Limits, LoadBalanceApp, Timeouts
 from asgi_enhance.testing.driver import Driver, websocket_scope
 from asgi_enhance.testing.live import free_port
-from tests.balance.wire import OK, ScriptedBackend, Wire, ask, front, get, serve, until
+from tests.balance.wire import OK, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
 
-@pytest.fixture(params=["websockets-sansio", "wsproto"])
-def ws(request: pytest.FixtureRequest) -> str:
-    """The WebSocket protocol of the server in front."""
-    value: str = request.param
-    return value
+Protocols = dict[str, Any]
+
+
+@pytest.fixture(params=[("httptools", "websockets-sansio"), ("h11", "wsproto")], ids="-".join)
+def ws(request: pytest.FixtureRequest) -> Protocols:
+    """The protocols of the server in front: every HTTP parser with a WebSocket implementation."""
+    http, ws = request.param
+    return {"http": http, "ws": ws}
 
 
 class Both:
@@ -44,7 +47,7 @@ class Both:
 
 @asynccontextmanager
 async def between(
-    handler: Handler, ws: str, *, backend: dict[str, Any] | None = None, **options: Any
+    handler: Handler, ws: Protocols, *, backend: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Both]:
     seen: list[Request] = []
 
@@ -55,7 +58,7 @@ async def between(
     settings = {"process_request": note, **(backend or {})}
     async with ws_serve(handler, "127.0.0.1", 0, **settings) as server:
         app = LoadBalanceApp([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"], **options)
-        async with serve(app, ws=ws) as port:
+        async with serve(app, **ws) as port:
             both = Both(app, port)
             both.handshakes = seen
             yield both
@@ -71,7 +74,7 @@ async def wait(socket: ServerConnection) -> None:
     await socket.wait_closed()
 
 
-async def test_83_text_binary_empty_large_and_fragmented_messages_cross(ws: str) -> None:
+async def test_83_text_binary_empty_large_and_fragmented_messages_cross(ws: Protocols) -> None:
     async with between(echo, ws) as both, both.connect(max_size=None) as client:
         for message in ("text", "käse", b"bin\x00ary", "", b"", "x" * 1048576, bytes(1048576)):
             await client.send(message)
@@ -81,7 +84,7 @@ async def test_83_text_binary_empty_large_and_fragmented_messages_cross(ws: str)
 
 
 @pytest.mark.parametrize(("offered", "chosen"), [(["b", "a"], "a"), ([], None)])
-async def test_84_the_backends_subprotocol_is_accepted(ws: str, offered: list[str], chosen: str | None) -> None:
+async def test_84_the_backends_subprotocol_is_accepted(ws: Protocols, offered: list[str], chosen: str | None) -> None:
     backend = {"subprotocols": ["a"] if offered else None}
     async with between(wait, ws, backend=backend) as both, both.connect(subprotocols=offered or None) as client:
         assert client.subprotocol == chosen
@@ -104,7 +107,7 @@ async def test_86_an_interim_response_is_no_refusal() -> None:
     assert (await _denial(answer))[0] == 502
 
 
-async def test_85_fields_of_the_backends_handshake_reach_the_client(ws: str) -> None:
+async def test_85_fields_of_the_backends_handshake_reach_the_client(ws: Protocols) -> None:
     def add(connection: ServerConnection, request: Request, response: Response) -> None:
         response.headers["Set-Cookie"] = "a=1"
         response.headers["Set-Cookie"] = "b=2"
@@ -114,7 +117,7 @@ async def test_85_fields_of_the_backends_handshake_reach_the_client(ws: str) -> 
         assert client.response.headers.get_all("Set-Cookie") == ["a=1", "b=2"]
 
 
-async def test_85_the_backend_sees_the_clients_handshake_and_nothing_invented(ws: str) -> None:
+async def test_85_the_backend_sees_the_clients_handshake_and_nothing_invented(ws: Protocols) -> None:
     async with between(wait, ws) as both:
         headers = [("Cookie", "c=1"), ("X-Two", "1"), ("X-Two", "2")]
         async with both.connect("/a%2Fb?c=%zz", additional_headers=headers, user_agent_header=None, origin="http://o"):
@@ -129,7 +132,7 @@ async def test_85_the_backend_sees_the_clients_handshake_and_nothing_invented(ws
 
 
 @pytest.mark.parametrize("status", [401, 403, 503])
-async def test_86_a_refusal_is_handed_on_with_its_status_and_body(ws: str, status: int) -> None:
+async def test_86_a_refusal_is_handed_on_with_its_status_and_body(ws: Protocols, status: int) -> None:
     def refuse(connection: ServerConnection, request: Request) -> Response:
         return connection.respond(status, "not you")
 
@@ -149,7 +152,7 @@ async def test_86_without_the_denial_extension_a_refusal_is_a_close() -> None:
     assert await _denial(answer, extensions={}) == ("websocket.close", b"")
 
 
-async def test_87_the_client_is_accepted_only_after_the_backend_has_accepted() -> None:
+async def test_87_the_client_is_accepted_only_after_the_backend_has_accepted(ws: Protocols) -> None:
     go = asyncio.Event()
 
     async def answer(wire: Wire) -> None:
@@ -160,19 +163,19 @@ async def test_87_the_client_is_accepted_only_after_the_backend_has_accepted() -
 
     async with ScriptedBackend(answer) as backend:
         app = LoadBalanceApp([backend.url])
-        async with Driver(app, websocket_scope()) as driver:
-            driver.feed({"type": "websocket.connect"})
+        async with serve(app, **ws) as port, connect(port) as client:
+            key = (b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", b"Sec-WebSocket-Version: 13")
+            await client.send(get(b"/", b"Connection: Upgrade", b"Upgrade: websocket", *key))
             await until(lambda: backend.wires != [])
-            first = asyncio.ensure_future(driver.next())
+            first = asyncio.ensure_future(client.head())
             await asyncio.sleep(0.05)
             assert not first.done()
             go.set()
-            assert (await first)["type"] == "websocket.accept"
-            driver.feed({"type": "websocket.disconnect", "code": 1000})
+            assert (await first).status == 101
         await app.balancer.close()
 
 
-async def test_88_the_backends_close_code_and_reason_reach_the_client(ws: str) -> None:
+async def test_88_the_backends_close_code_and_reason_reach_the_client(ws: Protocols) -> None:
     async def bye(socket: ServerConnection) -> None:
         await socket.close(4001, "bye")
 
@@ -183,7 +186,7 @@ async def test_88_the_backends_close_code_and_reason_reach_the_client(ws: str) -
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "bye")
 
 
-async def test_88_the_clients_close_code_and_reason_reach_the_backend(ws: str) -> None:
+async def test_88_the_clients_close_code_and_reason_reach_the_backend(ws: Protocols) -> None:
     ended: list[tuple[int | None, str | None]] = []
 
     async def note(socket: ServerConnection) -> None:
@@ -198,7 +201,7 @@ async def test_88_the_clients_close_code_and_reason_reach_the_backend(ws: str) -
         await until(lambda: both.app.balancer.in_flight == 0)
 
 
-async def test_88_a_backend_that_is_lost_closes_the_client_with_1011(ws: str) -> None:
+async def test_88_a_backend_that_is_lost_closes_the_client_with_1011(ws: Protocols) -> None:
     async def drop(socket: ServerConnection) -> None:
         socket.transport.abort()
 
@@ -209,7 +212,7 @@ async def test_88_a_backend_that_is_lost_closes_the_client_with_1011(ws: str) ->
         assert closed.value.rcvd.code == 1011
 
 
-async def test_88_a_client_that_is_lost_closes_the_backend_within_a_second(ws: str) -> None:
+async def test_88_a_client_that_is_lost_closes_the_backend_within_a_second(ws: Protocols) -> None:
     ended: list[int | None] = []
 
     async def note(socket: ServerConnection) -> None:
@@ -223,14 +226,14 @@ async def test_88_a_client_that_is_lost_closes_the_backend_within_a_second(ws: s
         assert ended[0] in (1000, 1001)  # some servers do not tell a lost client from one that closed without a code
 
 
-async def test_89_a_websocket_that_stands_still_too_long_is_closed_on_both_sides(ws: str) -> None:
+async def test_89_a_websocket_that_stands_still_too_long_is_closed_on_both_sides(ws: Protocols) -> None:
     async with between(wait, ws, timeouts=Timeouts(websocket_idle=0.15)) as both, both.connect() as client:
         with pytest.raises(ConnectionClosed):
             await client.recv()
         await until(lambda: both.app.balancer.in_flight == 0)
 
 
-async def test_90_a_reader_that_is_slow_stalls_the_other_side(ws: str) -> None:
+async def test_90_a_reader_that_is_slow_stalls_the_other_side(ws: Protocols) -> None:
     sent = 0
     noise = os.urandom(65536)  # what cannot be compressed
 
@@ -250,7 +253,7 @@ async def test_90_a_reader_that_is_slow_stalls_the_other_side(ws: str) -> None:
         await until(lambda: both.app.balancer.in_flight == 0)
 
 
-async def test_90_a_message_that_is_too_large_closes_both_sides_with_1009(ws: str) -> None:
+async def test_90_a_message_that_is_too_large_closes_both_sides_with_1009(ws: Protocols) -> None:
     async def large(socket: ServerConnection) -> None:
         await socket.send(bytes(2000))
         await socket.wait_closed()
@@ -263,7 +266,7 @@ async def test_90_a_message_that_is_too_large_closes_both_sides_with_1009(ws: st
         assert closed.value.rcvd.code == 1009
 
 
-async def test_90_a_message_of_the_client_that_is_too_large_closes_both_sides(ws: str) -> None:
+async def test_90_a_message_of_the_client_that_is_too_large_closes_both_sides(ws: Protocols) -> None:
     async with between(wait, ws, limits=Limits(max_message=1000)) as both, both.connect() as client:
         await client.send(bytes(2000))
         with pytest.raises(ConnectionClosed) as closed:
@@ -285,7 +288,7 @@ async def test_91_a_switch_of_protocols_nobody_asked_for_is_a_502(http: str) -> 
         assert (await ask(port, get(method=b"POST"))).status == 502
 
 
-async def test_92_an_open_websocket_counts_and_drain_closes_it_with_1001(ws: str) -> None:
+async def test_92_an_open_websocket_counts_and_drain_closes_it_with_1001(ws: Protocols) -> None:
     async with between(wait, ws) as both, both.connect() as client:
         core = both.app.balancer
         assert core.endpoints[0].in_flight == 1
@@ -296,11 +299,11 @@ async def test_92_an_open_websocket_counts_and_drain_closes_it_with_1001(ws: str
         assert closed.value.rcvd.code == 1001
 
 
-async def test_a_backend_that_refuses_the_connection_is_replaced_by_another(ws: str) -> None:
+async def test_a_backend_that_refuses_the_connection_is_replaced_by_another(ws: Protocols) -> None:
     async with ws_serve(echo, "127.0.0.1", 0) as server:
         alive = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         app = LoadBalanceApp([f"http://127.0.0.1:{free_port()}", alive], algorithm="round-robin")
-        async with serve(app, ws=ws) as port:
+        async with serve(app, **ws) as port:
             for _ in range(2):
                 async with ws_connect(f"ws://127.0.0.1:{port}/") as client:
                     await client.send("there?")
@@ -365,7 +368,7 @@ async def test_88_a_client_that_leaves_with_a_code_that_is_none_lets_the_backend
         await app.balancer.close()
 
 
-async def test_92_a_drain_called_off_closes_no_websocket(ws: str) -> None:
+async def test_92_a_drain_called_off_closes_no_websocket(ws: Protocols) -> None:
     async with between(echo, ws) as both, both.connect() as client:
         balancer = both.app.balancer
         name = balancer.endpoints[0].name

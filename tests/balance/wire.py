@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -208,9 +209,12 @@ class ScriptedBackend:
 
 
 @asynccontextmanager
-async def connect(port: int) -> AsyncIterator[Wire]:
-    """A raw client connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def connect(port: int | Path) -> AsyncIterator[Wire]:
+    """A raw client connection, to a port or a UNIX socket."""
+    if isinstance(port, Path):
+        reader, writer = await asyncio.open_unix_connection(port)
+    else:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
     wire = Wire(reader, writer)
     try:
         yield wire
@@ -221,8 +225,13 @@ async def connect(port: int) -> AsyncIterator[Wire]:
 
 
 @asynccontextmanager
-async def serve(app: ASGIApp, *, http: str = "httptools", **options: Any) -> AsyncIterator[int]:
-    """The app behind uvicorn's own protocols, in this very loop and without its half-second clock; gives the port."""
+async def serve(
+    app: ASGIApp, *, http: str = "httptools", unix: Path | None = None, **options: Any
+) -> AsyncIterator[int]:
+    """The app behind uvicorn's own protocols, in this very loop and without its half-second clock; gives the port.
+
+    With `unix` it listens on a UNIX socket there instead, and the port is 0.
+    """
     config = uvicorn.Config(
         app, http=http, lifespan="off", log_config=None, access_log=False, proxy_headers=False, **options
     )
@@ -231,13 +240,17 @@ async def serve(app: ASGIApp, *, http: str = "httptools", **options: Any) -> Asy
     state.default_headers = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"), (b"server", b"uvicorn")]
     quiet = logging.getLogger("uvicorn.error")
     level, quiet.level = quiet.level, logging.CRITICAL
-    server = await asyncio.get_running_loop().create_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
-        "127.0.0.1",
-        0,
-    )
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> asyncio.Protocol:
+        return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+
+    if unix is None:
+        server = await loop.create_server(protocol, "127.0.0.1", 0)
+    else:
+        server = await loop.create_unix_server(protocol, unix)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield 0 if unix else server.sockets[0].getsockname()[1]
     finally:
         server.close()
         for connection in list(state.connections):
@@ -251,11 +264,11 @@ async def serve(app: ASGIApp, *, http: str = "httptools", **options: Any) -> Asy
 
 @asynccontextmanager
 async def front(
-    answer: bytes | Script = OK, http: str = "httptools", **options: Any
+    answer: bytes | Script = OK, http: str = "httptools", *, base: str = "", **options: Any
 ) -> AsyncIterator[tuple[ScriptedBackend, int]]:
-    """One scripted backend behind a balancer behind uvicorn; gives the backend and the balancer's port."""
+    """One scripted backend (at the path `base`) behind a balancer behind uvicorn; gives it and the balancer's port."""
     async with ScriptedBackend(answer) as backend:
-        app = backend.app = LoadBalanceApp([Backend(backend.url)], **options)
+        app = backend.app = LoadBalanceApp([Backend(backend.url + base)], **options)
         async with serve(app, http=http) as port:
             yield backend, port
         await app.balancer.close()
@@ -268,7 +281,7 @@ async def until(condition: Callable[[], bool], *, within: float = TIMEOUT) -> No
             await asyncio.sleep(0.005)
 
 
-async def ask(port: int, request: bytes, *, no_body: bool = False) -> HttpMessage:
+async def ask(port: int | Path, request: bytes, *, no_body: bool = False) -> HttpMessage:
     """One request on a connection of its own, one response."""
     async with connect(port) as client:
         await client.send(request)
