@@ -139,6 +139,7 @@ class Endpoint:
         "full_at",
         "id",
         "in_flight",
+        "last_failure",
         "max_queue",
         "name",
         "ramp_from",
@@ -156,6 +157,7 @@ class Endpoint:
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
+        self.last_failure = ""  # in words for an operator
         self.draining = False
         # peak EWMA: the cost in seconds and when it was last observed
         self.cost = 0.0

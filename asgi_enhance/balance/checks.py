@@ -5,6 +5,7 @@ fresh, and ask themselves when it is not. Good news from elsewhere is believed o
 """
 
 import asyncio
+import logging
 import random
 from time import monotonic
 from typing import Protocol
@@ -14,6 +15,8 @@ from asgi_enhance.balance.health import Roster
 from asgi_enhance.balance.options import HealthCheck
 from asgi_enhance.balance.upstream.http1 import Connection
 from asgi_enhance.balance.upstream.pool import tls_of
+
+logger = logging.getLogger("asgi_enhance.balance")
 
 JITTER = 0.2
 MAX_BODY = 65_536
@@ -44,19 +47,30 @@ async def watch(
         if board is not None and not leads:
             told = await board.verdict(endpoint)
         if told is False:
-            roster.judged(endpoint, False, monotonic())
+            if roster.judged(endpoint, False, monotonic()):
+                _log(endpoint, "another gateway found it so")
         elif told is None or not endpoint.checked:
-            good = await probe(endpoint.backend, check)
+            wrong = await probe(endpoint.backend, check)
             rise = 1 if told else check.rise
-            roster.checked(endpoint, good, monotonic(), rise=rise, fall=check.fall, uneject=check.uneject)
+            if wrong:
+                endpoint.last_failure = wrong
+            if roster.checked(endpoint, not wrong, monotonic(), rise=rise, fall=check.fall, uneject=check.uneject):
+                _log(endpoint, wrong)
             if board is not None and leads:
                 await board.tell(endpoint)
         pause = check.fast if endpoint.verdicts else check.interval
         await asyncio.sleep(pause * (1 + JITTER * (2 * rng.random() - 1)))
 
 
-async def probe(backend: Backend, check: HealthCheck) -> bool:
-    """One check: does the backend answer the path in time with a status that is expected?"""
+def _log(endpoint: Endpoint, why: str) -> None:
+    if endpoint.checked:
+        logger.warning("%s is up again", endpoint.name)
+    else:
+        logger.warning("%s is down: %s", endpoint.name, why)
+
+
+async def probe(backend: Backend, check: HealthCheck) -> str:
+    """One check: does the backend answer the path in time with a status that is expected? What is wrong, or nothing."""
     loop = asyncio.get_running_loop()
     connection = Connection(loop, _Nobody(), max_head=MAX_HEAD)
     host = (check.host or backend.host or backend.authority.decode()).encode()
@@ -79,9 +93,11 @@ async def probe(backend: Backend, check: HealthCheck) -> bool:
             size = 0
             while size <= MAX_BODY and (piece := await connection.read()):
                 size += len(piece)
-            return connection.status in check.expect
-    except Exception:
-        return False
+            return "" if connection.status in check.expect else f"GET {check.path} was answered {connection.status}"
+    except TimeoutError:
+        return f"GET {check.path} was not answered within {check.timeout:g} s"
+    except Exception as error:
+        return f"GET {check.path}: {error}"
     finally:
         connection.abort()
 

@@ -8,6 +8,7 @@ is free first. A line of its own before each could only be worse (somebody waits
 """
 
 import asyncio
+import logging
 import random
 from dataclasses import dataclass
 from time import monotonic
@@ -22,6 +23,8 @@ from asgi_enhance.balance.options import Limits, Retries, Timeouts
 from asgi_enhance.balance.policy import Policy
 from asgi_enhance.balance.retry import RetryBudget, backoff, may_retry
 from asgi_enhance.balance.runtime import Runtime, Waiter
+
+logger = logging.getLogger("asgi_enhance.balance")
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class Dispatcher:
         self.in_flight = 0
         self.budget = RetryBudget(retries)
         self._roster = roster
+        roster.on_eject = self._ejected
         self._policy = policy
         self._retries = retries
         self._queue_timeout = timeouts.queue
@@ -149,7 +153,7 @@ class Dispatcher:
         """Remember how the backend did: the time to its first byte, or a penalty if it failed."""
         assert answer.status is not None
         if answer.status >= 500:
-            self._failed(endpoint, now, retry_after=header(answer.headers, b"retry-after"))
+            self._failed(endpoint, now, f"it answered {answer.status}", header(answer.headers, b"retry-after"))
             return
         self._roster.served(endpoint, now)
         if self._hedger is not None:
@@ -157,14 +161,18 @@ class Dispatcher:
         if exchange.upload is None:  # the time of an upload is the client's, not the backend's
             self._policy.observe(endpoint, now - began, now)
 
-    def _failed(self, endpoint: Endpoint, now: float, *, retry_after: bytes | None = None) -> None:
+    def _failed(self, endpoint: Endpoint, now: float, why: str, retry_after: bytes | None = None) -> None:
         self.stats.backend_failures += 1
+        endpoint.last_failure = why
         seconds = self._penalty
         if retry_after is not None and retry_after.isdigit():
             seconds = max(seconds, min(float(retry_after[:4]), 10 * self._penalty))
         self._policy.observe(endpoint, seconds, now)
-        if self._roster.failed(endpoint, now):
-            self.stats.ejections += 1
+        self._roster.failed(endpoint, now)
+
+    def _ejected(self, endpoint: Endpoint, seconds: float, why: str) -> None:
+        self.stats.ejections += 1
+        logger.warning("%s is ejected for %g s: %s", endpoint.name, seconds, why)
 
     # Slots
 
@@ -259,7 +267,8 @@ class Dispatcher:
         endpoint, exchange.endpoint = exchange.endpoint, None
         if endpoint is not None:
             if error is not None and isinstance(error, UpstreamFailure):
-                self._failed(endpoint, monotonic())
+                self._failed(endpoint, monotonic(), str(error))
+                error.backend = endpoint.name
             self.give_back(endpoint, exchange.runtime)
 
     def none_available(self) -> Unavailable:

@@ -15,6 +15,7 @@ class UpstreamFailure(BackendError):
     error:  the `Proxy-Status` error type of RFC 9209, section 2.3.
     unsent: no byte of the request was handed to a connection, so that any method may be tried elsewhere.
     stale:  a kept-alive connection was closed before it answered a byte: the backend's idle timer, not a fault.
+    backend: the name of the backend, once it is known. For logs: no client is told.
     """
 
     def __init__(self, message: str, *, error: str, unsent: bool = False, stale: bool = False) -> None:
@@ -22,6 +23,11 @@ class UpstreamFailure(BackendError):
         self.error = error
         self.unsent = unsent
         self.stale = stale
+        self.backend = ""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{self.backend}: {text}" if self.backend else text
 
     @property
     def status(self) -> int:
@@ -30,6 +36,8 @@ class UpstreamFailure(BackendError):
 
 class Unavailable(LoadBalancerError):
     """No backend can take the request now: none is available, or all are busy and the queue is full or too slow."""
+
+    status = 503
 
     def __init__(self, message: str, *, error: str = "destination_unavailable", retry_after: int = 1) -> None:
         super().__init__(message)
@@ -54,20 +62,15 @@ class Draining(LoadBalancerError):
     """The backend of a WebSocket is being taken out; the client is to connect again."""
 
 
-def problem(error: Exception, proxy_status: str | None = None) -> Problem:
+def problem(error: Rejected | Unavailable | UpstreamFailure, proxy_status: str | None = None) -> Problem:
     """The problem response for a failure. It names no backend and quotes no exception of the inside."""
     headers: Headers = []
-    detail = ""
-    if isinstance(error, Rejected):
-        status, detail = error.status, str(error)
-    elif isinstance(error, UpstreamFailure):
-        status = error.status
-    else:
-        status = 503
-        headers.append((b"retry-after", b"%d" % getattr(error, "retry_after", 1)))
+    status = error.status
+    detail = str(error) if isinstance(error, Rejected) else ""
+    if isinstance(error, Unavailable):
+        headers.append((b"retry-after", b"%d" % error.retry_after))
     if proxy_status:
-        kind = getattr(error, "error", "proxy_internal_error")
-        headers.append((b"proxy-status", f"{proxy_status}; error={kind}".encode("latin-1")))
+        headers.append((b"proxy-status", f"{proxy_status}; error={error.error}".encode("latin-1")))
     if status == 405:
         headers.append((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     return Problem(status, detail=detail, headers=tuple(headers))

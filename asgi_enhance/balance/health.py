@@ -11,7 +11,7 @@ After Envoy's cluster manager:
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import sqrt
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ class Roster:
     def __init__(self, ejection: Ejection | None) -> None:
         self.endpoints: list[Endpoint] = []
         self.panicking = False
+        self.on_eject: Callable[[Endpoint, float, str], None] | None = None  # who, for how many seconds, and why
         self._ejection = ejection
         self._levels: list[Level] = []
         self._valid_until = 0.0
@@ -83,8 +84,8 @@ class Roster:
         if now >= self._next_look:
             self._look(now)
 
-    def failed(self, endpoint: Endpoint, now: float) -> bool:
-        """A request failed by the backend's fault. True if that got it ejected."""
+    def failed(self, endpoint: Endpoint, now: float) -> None:
+        """A request failed by the backend's fault."""
         if not endpoint.failed_in_a_row:
             endpoint.failing_since = now
         endpoint.failed_in_a_row += 1
@@ -94,9 +95,12 @@ class Roster:
         if now >= self._next_look:
             self._look(now)
         ejection = self._ejection
-        return ejection is not None and endpoint.failed_in_a_row >= ejection.consecutive and self.eject(endpoint, now)
+        if ejection is not None and endpoint.failed_in_a_row >= ejection.consecutive:
+            self.eject(
+                endpoint, now, f"{endpoint.failed_in_a_row} failures in a row, the last: {endpoint.last_failure}"
+            )
 
-    def eject(self, endpoint: Endpoint, now: float) -> bool:
+    def eject(self, endpoint: Endpoint, now: float, why: str = "") -> bool:
         """Take a backend out for its time, unless too many are out already."""
         ejection = self._ejection
         if ejection is None or endpoint.ejected_until > now:
@@ -109,9 +113,12 @@ class Roster:
             endpoint.ejections = max(0, endpoint.ejections - good_intervals)
         endpoint.ejections += 1
         endpoint.failed_in_a_row = 0
-        endpoint.ejected_until = now + min(ejection.max_time, ejection.base_time * endpoint.ejections)
+        seconds = min(ejection.max_time, ejection.base_time * endpoint.ejections)
+        endpoint.ejected_until = now + seconds
         endpoint.ramp_from = endpoint.ejected_until
         self.changed()
+        if self.on_eject is not None:
+            self.on_eject(endpoint, seconds, why)
         return True
 
     def checked(self, endpoint: Endpoint, good: bool, now: float, *, rise: int, fall: int, uneject: bool) -> bool:
@@ -126,19 +133,24 @@ class Roster:
         endpoint.verdicts += 1
         if endpoint.verdicts < (rise if good else fall):
             return False
-        self.judged(endpoint, good, now)
-        return True
+        return self.judged(endpoint, good, now)
 
-    def judged(self, endpoint: Endpoint, good: bool, now: float) -> None:
-        """Take a verdict of the active checks as it is."""
+    def judged(self, endpoint: Endpoint, good: bool, now: float) -> bool:
+        """Take a verdict of the active checks as it is. True if it is another than before.
+
+        Who was seen to be down and is back begins anew: an ejection is over. One that was never seen to be down stays
+        ejected its time, since users saw what the checks did not.
+        """
         endpoint.verdicts = 0
         if good == endpoint.checked:
-            return
+            return False
         endpoint.checked = good
         if good:
+            endpoint.ejected_until = min(endpoint.ejected_until, now)
             endpoint.ramp_from = now
             endpoint.failed_in_a_row = 0
         self.changed()
+        return True
 
     def _look(self, now: float) -> None:
         """Once an interval: who is out of line with the others (success rate), or fails nearly always?"""
@@ -147,12 +159,14 @@ class Roster:
         suspects: list[Endpoint] = []
         if len(busy) >= SUCCESS_RATE_HOSTS:
             rates = [1 - one.window_failures / one.window_requests for one in busy]
-            suspects += [one for one, rate in zip(busy, rates, strict=True) if rate < success_threshold(rates)]
+            threshold = success_threshold(rates)
+            suspects += [one for one, rate in zip(busy, rates, strict=True) if rate < threshold]
         judged = [one for one in self.endpoints if one.window_requests >= FAILURE_SHARE_REQUESTS]
         if len(judged) >= SUCCESS_RATE_HOSTS:
             suspects += [one for one in judged if one.window_failures >= FAILURE_SHARE * one.window_requests]
         for endpoint in suspects:
-            self.eject(endpoint, now)
+            failures, requests = endpoint.window_failures, endpoint.window_requests
+            self.eject(endpoint, now, f"{failures} of {requests} requests failed, the last: {endpoint.last_failure}")
         for endpoint in self.endpoints:
             endpoint.window_requests = endpoint.window_failures = 0
 

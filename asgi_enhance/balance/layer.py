@@ -91,12 +91,14 @@ class LoadBalanceApp:
                     await send({"type": "http.response.trailers", "headers": kept, "more_trailers": False})
         except ClientGone:
             balancer.stats.clients_gone += 1
-            logger.info("499 the client left: %s %s", scope["method"], scope["path"])
+            logger.info("499 %s %r: the client left", scope["method"], scope["path"])
         except (Rejected, Unavailable, UpstreamFailure) as error:
             if started:
                 raise  # all that is left is to cut the connection: the server does on an exception
             if isinstance(error, Rejected):
                 balancer.stats.rejected += 1
+            else:
+                logger.warning("%d %s %r: %s", error.status, scope["method"], scope["path"], error)
             await problem(error, self._proxy_status)(scope, receive, send)
 
 

@@ -119,7 +119,7 @@ class Members:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await runtime.drain(endpoint)
-        if endpoint.in_flight and endpoint.draining:
+        if endpoint.in_flight and endpoint.draining and runtime.websockets(endpoint):
             _close_websockets(endpoint, runtime)
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
@@ -138,9 +138,10 @@ class Members:
 
         async def ask(endpoint: Endpoint) -> dict[str, Any]:
             began = monotonic()
-            healthy = await probe(endpoint.backend, check)
+            wrong = await probe(endpoint.backend, check)
             now = monotonic()
-            return {"healthy": healthy, "seconds": round(now - began, 6), **self._state(endpoint, now)}
+            found = {"healthy": not wrong, "seconds": round(now - began, 6)}
+            return {**found, **self._state(endpoint, now), "last_failure": wrong or endpoint.last_failure}
 
         reports = await asyncio.gather(*(ask(endpoint) for endpoint in endpoints))
         return {endpoint.name: report for endpoint, report in zip(endpoints, reports, strict=True)}
@@ -161,6 +162,7 @@ class Members:
             "failures": endpoint.failures,
             "ejections": endpoint.ejections,
             "latency": round(endpoint.cost, 6),
+            "last_failure": endpoint.last_failure,
         }
 
     # Inside

@@ -5,6 +5,8 @@ handed on as it is. Close codes and reasons cross in both directions; those that
 1015) become what they mean: a side that ended without a word.
 """
 
+import logging
+
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import EXTERNAL_CLOSE_CODES
 
@@ -13,6 +15,8 @@ from asgi_enhance.balance.core import LoadBalancer
 from asgi_enhance.balance.exchange import Exchange
 from asgi_enhance.balance.failure import ClientGone, Draining, Rejected, Unavailable, UpstreamFailure, problem
 from asgi_enhance.balance.upstream.websocket import WebSocketAnswer
+
+logger = logging.getLogger("asgi_enhance.balance")
 
 GOING_AWAY = 1001
 MESSAGE_TOO_BIG = 1009
@@ -45,6 +49,8 @@ async def proxy_websocket(
     except Draining:
         await relay.close(GOING_AWAY, "")
     except (Rejected, Unavailable, UpstreamFailure) as error:
+        if not isinstance(error, Rejected):
+            logger.warning("%d WebSocket %r: %s", error.status, scope["path"], error)
         if relay.accepted:
             await relay.close(INTERNAL_ERROR, "")
         else:

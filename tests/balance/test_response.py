@@ -9,7 +9,7 @@ import pytest
 from asgi_enhance.asgi.types import Message
 from asgi_enhance.balance import Forwarding, Limits, LoadBalanceApp, Retries
 from asgi_enhance.testing.driver import Driver, http_scope, request
-from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
+from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, until
 
 
 def response(head: bytes = b"", body: bytes = b"", *, status: bytes = b"200 OK", length: bool = True) -> bytes:
@@ -457,9 +457,9 @@ async def test_a_body_that_ends_with_the_connection_is_complete(http: str) -> No
 
 
 async def test_the_log_says_nothing_of_a_request_that_went_well(http: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with serve(LoadBalanceApp([]), http=http) as port, ScriptedBackend():
+    async with front(http=http) as (_, port):
         with caplog.at_level(logging.DEBUG, "asgi_enhance"):
-            await ask(port, get())
+            assert (await ask(port, get())).status == 200
     assert [record for record in caplog.records if record.name.startswith("asgi_enhance")] == []
 
 
