@@ -4,6 +4,7 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,17 +68,25 @@ class Backend:
             raise ConfigError(f"max_connections of {self.url!r} must be at least 1, not {self.max_connections!r}")
         if self.max_queue is not None and self.max_queue < 0:
             raise ConfigError(f"max_queue of {self.url!r} must be at least 0, not {self.max_queue!r}")
+        if self.address is not None:
+            try:
+                ip_address(self.address)
+            except ValueError:
+                raise ConfigError(f"address of {self.url!r} is not an IP address: {self.address!r}") from None
+        if self.transport is not None and not hasattr(self.transport, "handle_async_request"):
+            raise ConfigError(f"transport of {self.url!r} is no AsyncBaseTransport of httpx2 or httpx")
         if self.host is not None and any(c <= " " or c > "~" or c == "/" for c in self.host):
             raise ConfigError(f"host of {self.url!r} is not a value for Host: {self.host!r}")
         authority = f"[{hostname}]" if ":" in hostname else hostname
         if port is not None and port != _PORTS[parts.scheme]:
             authority = f"{authority}:{port}"
+        base_path = parts.path.rstrip("/")
         known = {
-            "id": self.id or blake2b(self.name.encode(), digest_size=8).hexdigest(),
+            "id": self.id or _digest(parts.scheme, authority, base_path, parts.query, self.address or ""),
             "scheme": parts.scheme,
             "hostname": hostname,
             "port": port if port is not None else _PORTS[parts.scheme],
-            "base_path": parts.path.rstrip("/").encode() if parts.path != "/" else b"",
+            "base_path": base_path.encode(),
             "base_query": parts.query.encode(),
             "authority": authority.encode(),
         }
@@ -104,12 +113,13 @@ class Backend:
         if isinstance(values, str):
             values = [part for part in (part.strip() for part in values.split(",")) if part]
         backends = [Backend.of(value) for value in values]
-        urls = [backend.name for backend in backends]
-        ids = [backend.id for backend in backends]
-        for seen in (urls, ids):
-            twice = next((one for one in seen if seen.count(one) > 1), None)
-            if twice is not None:
-                raise ConfigError(f"backends: {twice!r} is named twice")
+        seen: dict[str, Backend] = {}
+        for backend in backends:
+            other = seen.setdefault(backend.id, backend)
+            if other is not backend:
+                raise ConfigError(
+                    f"backends: {backend.name!r} is there twice: {other.name!r} is the same or has its id"
+                )
         return backends
 
     def target(self, path: bytes, query: bytes) -> bytes:
@@ -119,6 +129,10 @@ class Backend:
         if self.base_query:
             query = self.base_query + b"&" + query if query else self.base_query
         return path + b"?" + query if query else path
+
+
+def _digest(*parts: str) -> str:
+    return blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 
 class Endpoint:

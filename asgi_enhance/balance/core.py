@@ -66,7 +66,7 @@ class Options(TypedDict, total=False):
     forwarding: Forwarding
     slow_start: float
     hash_key: Callable[[Scope], str | None] | None
-    hash_bound: float
+    hash_bound: float | None
     strip_mount: bool
     strict_query: bool
     registry: str
@@ -93,7 +93,8 @@ class LoadBalancer(Resource[Runtime]):
     forwarding:   `Forwarding`, what backends are told about the client.
     slow_start:   seconds until a backend that was added or came back has its full weight. Default: 10.
     hash_key:     for `ip-hash`: what to hash of a scope. Default: the client's address.
-    hash_bound:   for `ip-hash`: times its share of the load a backend carries at most. Default: 1.25 (HAProxy).
+    hash_bound:   for `ip-hash`: times its share of the load a backend carries at most, beyond which clients go to their
+                  next choice; None: they never do. Default: 1.25 (HAProxy).
     strip_mount:  backends see the path below the mount. Default: True.
     strict_query: drop query pairs that parsers read differently (`;`, broken `%`). Default: False.
     registry:     name of the list of backends in Redis. Default: `default`.
@@ -118,7 +119,7 @@ class LoadBalancer(Resource[Runtime]):
         forwarding: Forwarding | None = None,
         slow_start: float = 10.0,
         hash_key: Callable[[Scope], str | None] | None = None,
-        hash_bound: float = 1.25,
+        hash_bound: float | None = 1.25,
         strip_mount: bool = True,
         strict_query: bool = False,
         registry: str = "default",
@@ -261,6 +262,8 @@ class LoadBalancer(Resource[Runtime]):
         self.stats.requests += 1
         head = self.rules.request(scope)
         limits, timeouts = self.limits, self.timeouts
+        if self._strip_mount and scope.get("root_path"):
+            self.rules.below(head, scope["root_path"])
         path, query = raw_target(scope, self._strip_mount, limits.max_target)
         if self._strict_query and query:
             query = strict_query(query)
@@ -286,6 +289,8 @@ class LoadBalancer(Resource[Runtime]):
         self.stats.websockets += 1
         head = self.rules.request(scope)
         head.fields = [pair for pair in head.fields if not pair[0].startswith(b"sec-websocket-")]
+        if self._strip_mount and scope.get("root_path"):
+            self.rules.below(head, scope["root_path"])
         path, query = raw_target(scope, self._strip_mount, self.limits.max_target)
         idle = self.timeouts.websocket_idle
         return Exchange(
@@ -367,7 +372,7 @@ class LoadBalancer(Resource[Runtime]):
         await value.aclose()
 
 
-def _policy(algorithm: Algorithm, slow_start: SlowStart, bound: float) -> Policy:
+def _policy(algorithm: Algorithm, slow_start: SlowStart, bound: float | None) -> Policy:
     if algorithm == "ip-hash":
         return IpHash(slow_start, bound=bound)
     return POLICIES[algorithm](slow_start)

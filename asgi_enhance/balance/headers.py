@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
+from urllib.parse import quote
 
 from asgi_enhance.asgi.address import ClientAddress
 from asgi_enhance.asgi.types import HOP_BY_HOP, Headers, Scope
@@ -38,9 +39,10 @@ _HINTS = frozenset(
 _SPECIAL = NOT_FORWARDED | _SAID_BY_PROXIES | _HINTS | {b"content-length", b"expect", b"host", b"max-forwards"}
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*\Z")  # RFC 3986, 3.2.2; anything else is a 400 (RFC 9112, 3.2)
+_PREFIX = b"x-forwarded-prefix"
 _MAX_HOST = 256
 """Longer ones are not remembered."""
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 
 
 @checked
@@ -52,7 +54,7 @@ class Forwarding:
                  extended; `"unix"` for UNIX sockets. Everybody else's are removed. Default: nobody.
     hops:        instead of networks: the number of proxies in front, each of which adds one entry. Default: none.
     host:        `"preserve"` the client's Host (default) or `"rewrite"` it to the backend's authority.
-    x_forwarded: send X-Forwarded-For, -Proto and -Host. Default: True.
+    x_forwarded: send X-Forwarded-For, -Proto and -Host, and -Prefix where a mount is taken off. Default: True.
     forwarded:   send Forwarded (RFC 7239). Default: False.
     via:         pseudonym in `Via` on requests, by which a loop is known (508). Default: a random one a balancer.
     via_on_responses: say it on responses too. Default: False.
@@ -85,7 +87,7 @@ class Forwarding:
             raise ConfigError(f"underscores must be 'drop', 'reject' or 'allow', not {self.underscores!r}")
         if self.server_fields not in ("drop", "forward"):
             raise ConfigError(f"server_fields must be 'drop' or 'forward', not {self.server_fields!r}")
-        if not _TOKEN.match(self.via.encode("latin-1", "replace")):
+        if not TOKEN.match(self.via.encode("latin-1", "replace")):
             raise ConfigError(f"via must be a token, not {self.via!r}")
 
 
@@ -137,6 +139,16 @@ class HeaderRules:
                 fields += self._said(client[0], scope.get("scheme"), head.host)
                 return head
         return self._judged(scope, fields, special)
+
+    def below(self, head: RequestHead, mount: str) -> None:
+        """Say to the backend what prefix of the path it does not see (X-Forwarded-Prefix)."""
+        if self.forwarding.x_forwarded and mount.strip("/"):
+            prefix = encoded(mount)
+            before = [value for name, value in head.fields if name == _PREFIX]  # said by a proxy that is trusted
+            outer = before[-1].rstrip(b"/") if before else b""
+            if not (prefix + b"/").startswith(outer + b"/"):  # a root path of the server's holds it already
+                prefix = outer + prefix
+            head.fields = [*(pair for pair in head.fields if pair[0] != _PREFIX), (_PREFIX, prefix)]
 
     def _judged(self, scope: Scope, fields: Headers, special: Headers) -> RequestHead:
         """The fields of a request with more to say than what it wants and where."""
@@ -266,6 +278,11 @@ class HeaderRules:
         return [pair for pair in fields if b"_" not in pair[0] or pair[0].replace(b"_", b"-") not in names]
 
 
+def encoded(mount: str) -> bytes:
+    """A mount (`root_path`) as it is written in a URL."""
+    return quote(mount.rstrip("/"), safe="/:@!$&'()*+,=-._~").encode("ascii")
+
+
 def _check_host(host: bytes) -> None:
     if not _HOST.match(host):
         raise Rejected(400, "The Host field is not valid.")
@@ -291,6 +308,6 @@ def _forwarded(peer: str | None, scope: Scope, host: bytes) -> bytes:
     scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
     element = f"for={node};proto={scheme}".encode("latin-1", "replace")
     if host:
-        safe = host if _TOKEN.match(host) else b'"' + host.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+        safe = host if TOKEN.match(host) else b'"' + host.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
         element += b";host=" + safe
     return element

@@ -12,7 +12,7 @@ from asgi_enhance.balance.backend import Backend
 from asgi_enhance.balance.core import LoadBalancer, Options
 from asgi_enhance.balance.exchange import Exchange
 from asgi_enhance.balance.failure import ClientGone, Rejected, Unavailable, UpstreamFailure, problem
-from asgi_enhance.balance.headers import NOT_FORWARDED
+from asgi_enhance.balance.headers import NOT_FORWARDED, TOKEN
 from asgi_enhance.balance.response import stream
 from asgi_enhance.balance.websocket import proxy_websocket
 from asgi_enhance.errors import ConfigError
@@ -44,6 +44,8 @@ class LoadBalanceApp:
     ) -> None:
         if balancer is not None and (backends or options):
             raise ConfigError("balancer excludes backends and options: they are the balancer's own")
+        if proxy_status is not None and not TOKEN.match(proxy_status.encode("latin-1", "replace")):
+            raise ConfigError(f"proxy_status must be a token, not {proxy_status!r}")
         self.balancer = balancer or LoadBalancer(backends, **options)
         self._proxy_status = proxy_status
 

@@ -5,6 +5,7 @@ and reached the same way, keeps its `Endpoint` and with it everything that was l
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterable
 from contextlib import suppress
@@ -24,6 +25,8 @@ from asgi_enhance.balance.registry import RedisBoard, Registry
 from asgi_enhance.balance.runtime import Runtime
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.redis import RedisManager
+
+logger = logging.getLogger("asgi_enhance.balance")
 
 OWN = "configured"
 SHARED = "registry"
@@ -71,6 +74,8 @@ class Members:
 
     async def start(self, runtime: Runtime) -> None:
         """Follow what changes by itself, and check who is here."""
+        if not self._names and self._registry is None and not any(one.weight for one in self._roster.endpoints):
+            logger.warning("there is no backend with a weight: every request is a 503 until one is added")
         first: list[asyncio.Task[None]] = []
         for index, name in enumerate(self._names):
             source = f"{PREFIX}{index}"

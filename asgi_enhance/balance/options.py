@@ -1,11 +1,17 @@
 """The balancer's settings, a frozen dataclass a question. Seconds everywhere; None means no limit."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked
+
+
+def _statuses(owner: object, name: str) -> None:
+    value = getattr(owner, name)
+    if isinstance(value, Iterable) and not all(isinstance(one, int) and 100 <= one < 600 for one in value):
+        raise ConfigError(f"{name} must hold status codes, numbers from 100 to 599, not {value!r}")
 
 
 def _positive(owner: object, *names: str, optional: tuple[str, ...] = ()) -> None:
@@ -94,6 +100,7 @@ class Retries:
 
     def __post_init__(self) -> None:
         _positive(self, "attempts", "backoff")
+        _statuses(self, "statuses")
         if not 0 <= self.budget <= 1:
             raise ConfigError(f"budget must be between 0 and 1, not {self.budget!r}")
         if self.min_budget < 0:
@@ -156,5 +163,6 @@ class HealthCheck:
 
     def __post_init__(self) -> None:
         _positive(self, "interval", "fast", "timeout", "rise", "fall")
+        _statuses(self, "expect")
         if not self.path.startswith("/") or any(c <= " " or c > "~" for c in self.path):
             raise ConfigError(f"path must be an absolute path in ASCII, not {self.path!r}")

@@ -156,22 +156,25 @@ class LeastConnections(_Unmeasured):
 class IpHash(_Unmeasured):
     """Weighted rendezvous hashing with bounded load; the key is the client's address unless told otherwise.
 
-    bound: times its share of what is in flight that a backend carries before keys overflow to their next choice.
+    bound: times its share of what is in flight that a backend carries before keys overflow to their next choice; None
+           never lets them: a client stays though its backend has all the load.
     """
 
-    def __init__(self, slow_start: SlowStart | None = None, *, bound: float = 1.25) -> None:
+    def __init__(self, slow_start: SlowStart | None = None, *, bound: float | None = 1.25) -> None:
         super().__init__(slow_start)
-        if bound <= 1.0:
-            raise ConfigError(f"hash_bound must be more than 1, not {bound!r}")
+        if bound is not None and not 1.0 < bound < float("inf"):
+            raise ConfigError(f"hash_bound must be more than 1, or None for no bound, not {bound!r}")
         self._bound = bound
 
     def pick(self, endpoints: Sequence[Endpoint], now: float, rng: random.Random, key: bytes) -> Endpoint:
         weights = [self._slow_start.weight(endpoint, now) for endpoint in endpoints]
-        share = self._bound * (sum(endpoint.in_flight for endpoint in endpoints) + 1) / sum(weights)
+        share = 0.0
+        if self._bound is not None:
+            share = self._bound * (sum(endpoint.in_flight for endpoint in endpoints) + 1) / sum(weights)
         best = endpoints[0]
         highest = -1.0
         for endpoint, weight in zip(endpoints, weights, strict=True):
-            if endpoint.in_flight < ceil(share * weight):
+            if not share or endpoint.in_flight < ceil(share * weight):
                 score = rendezvous(key, endpoint.id, weight)
                 if score > highest:
                     best, highest = endpoint, score

@@ -62,6 +62,8 @@ class Registry:
         """Make a backend known to all gateways. Raises ConfigError for one they would not take, RedisUnavailable."""
         if not self._may(backend):
             raise ConfigError(f"{backend.url!r} is not an address inside registry_networks")
+        if backend != Backend(backend.url, weight=backend.weight, priority=backend.priority):
+            raise ConfigError(f"of {backend.url!r} only url, weight and priority can be shared")
         entry = msgspec.json.encode(Entry(weight=backend.weight, priority=backend.priority))
         await self._write(keys=self._keys, args=[backend.url, entry, self._channel])
 

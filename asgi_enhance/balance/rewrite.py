@@ -10,11 +10,10 @@ A backend speaks of itself as it is reached by the balancer; the client sees it 
 """
 
 import re
-from urllib.parse import quote
 
 from asgi_enhance.asgi.types import Headers
 from asgi_enhance.balance.backend import Backend
-from asgi_enhance.balance.headers import RequestHead
+from asgi_enhance.balance.headers import RequestHead, encoded
 
 _URL = re.compile(rb"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?(.*)\Z", re.DOTALL)
 _PORT = re.compile(rb":[0-9]*\Z")
@@ -34,7 +33,7 @@ class Rewriter:
         self._names = {_PORT.sub(b"", host) for host in self._hosts}  # a cookie's domain has no port
         said = (value for name, value in head.fields if name == b"x-forwarded-host")
         self._client_hosts = {_host(head.host), *map(_host, said)}
-        self._mount = quote(mount.rstrip("/"), safe="/:@!$&'()*+,=-._~").encode("ascii")
+        self._mount = encoded(mount)
 
     def fields(self, fields: Headers, *, location: bool, cookies: bool) -> Headers:
         """The fields as the client is to see them."""

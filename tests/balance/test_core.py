@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from asgi_enhance.balance import Backend, HealthCheck, Limits, LoadBalanceApp, LoadBalancer, Sticky, Timeouts
+from asgi_enhance.balance import Backend, HealthCheck, Limits, LoadBalanceApp, LoadBalancer, Retries, Sticky, Timeouts
 from asgi_enhance.balance.discovery import DnsName
 from asgi_enhance.errors import BackendError, ConfigError, LoadBalancerError
 from asgi_enhance.testing.live import free_port
@@ -203,7 +203,9 @@ async def test_drain_says_so_when_its_time_is_over(http: str) -> None:
     async with front(silent, http) as (backend, port), connect(port) as client:
         await client.send(get())
         await until(lambda: backend.balancer.in_flight == 1)
+        began = asyncio.get_running_loop().time()
         assert not await backend.balancer.drain(backend.url, timeout=0.05)
+        assert asyncio.get_running_loop().time() - began < 0.5
 
 
 async def test_a_backend_that_is_brought_back_ends_its_drain_and_keeps_what_it_has(http: str) -> None:
@@ -361,6 +363,14 @@ async def test_95_the_cookie_is_secure_behind_a_trusted_proxy_that_speaks_https(
         (lambda: LoadBalancer(registry_networks=["nonsense"]), "registry_networks"),
         (lambda: Timeouts(connect=0), "connect"),
         (lambda: Limits(max_connections=0), "max_connections"),
+        (lambda: LoadBalancer(["HTTP://A:80", "http://a/"]), "backends"),
+        (lambda: LoadBalancer(algorithm="ip-hash", hash_bound=float("inf")), "hash_bound"),
+        (lambda: LoadBalanceApp([], proxy_status="a b"), "proxy_status"),
+        (lambda: HealthCheck(expect="2xx"), "expect"),  # type: ignore[arg-type]
+        (lambda: Retries(statuses=["503"]), "statuses"),  # type: ignore[list-item]
+        (lambda: Backend("http://a", address="127.0.0.1:80"), "address"),
+        (lambda: Backend("http://a", max_queue=-1), "max_queue"),
+        (lambda: Backend("http://a", transport=1), "transport"),
         (lambda: HealthCheck(path="health"), "path"),
         (lambda: Sticky("short"), "secret"),
         (lambda: Backend("http://a", weight=-1), "weight"),

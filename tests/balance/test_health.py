@@ -155,6 +155,15 @@ def test_a_good_check_ends_an_ejection_only_if_it_may(uneject: bool) -> None:
     assert (0 in chosen(made, 1.0)) is uneject
 
 
+def test_a_backend_that_checks_saw_down_is_no_longer_ejected_when_they_see_it_up() -> None:
+    made = roster(2)
+    fail(made, 0, 5)
+    for good in (False, True):
+        for _ in range(3):
+            made.checked(made.endpoints[0], good, 1.0, rise=2, fall=3, uneject=False)
+    assert 0 in chosen(made, 1.0)
+
+
 def test_a_draining_backend_and_one_without_weight_get_nothing() -> None:
     made = roster(3)
     made.endpoints[0].draining = True

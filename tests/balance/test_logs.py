@@ -2,7 +2,7 @@
 
 import pytest
 
-from asgi_enhance.balance import Ejection, HealthCheck, LoadBalanceApp, LoadBalancer, Retries
+from asgi_enhance.balance import Backend, Ejection, HealthCheck, LoadBalanceApp, LoadBalancer, Retries
 from asgi_enhance.balance.failure import UpstreamFailure
 from asgi_enhance.testing.driver import request
 from asgi_enhance.testing.live import free_port
@@ -25,6 +25,17 @@ async def test_a_request_nobody_could_take_is_logged(http: str, caplog: pytest.L
     async with serve(LoadBalanceApp([]), http=http) as port:
         assert (await ask(port, get())).status == 503
     assert "503 GET '/': no backend is available" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("backends", "warned"), [([], True), ([Backend("http://a", weight=0)], True), (["http://a"], False)]
+)
+async def test_a_balancer_that_starts_without_a_backend_says_so(
+    backends: list[Backend | str], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with LoadBalancer(backends):
+        pass
+    assert any("no backend" in line for line in caplog.messages) is warned
 
 
 async def test_an_ejection_is_logged_once_with_its_time_and_the_last_failure(

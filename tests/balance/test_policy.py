@@ -139,6 +139,15 @@ def test_bounded_load_lets_a_hot_key_overflow() -> None:
     assert max(member.in_flight for member in members) <= 13  # 1.25 times ten, and one
 
 
+def test_without_a_bound_a_client_stays_whatever_its_backend_carries() -> None:
+    made = endpoints(1, 1, 1)
+    policy = IpHash(bound=None)
+    rng = random.Random(1)
+    home = policy.pick(made, 0.0, rng, b"client")
+    home.in_flight = 1000
+    assert policy.pick(made, 0.0, rng, b"client") is home
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda: PeakEwma(decay=0), lambda: IpHash(bound=1.0), lambda: SlowStart(-1.0)],

@@ -94,6 +94,12 @@ async def test_what_others_would_not_take_is_not_registered(redis: RedisManager)
             await balancer.register("http://8.8.8.8")
 
 
+async def test_what_cannot_be_shared_is_not_registered(redis: RedisManager) -> None:
+    async with LoadBalancer([], redis=redis) as balancer:
+        with pytest.raises(ConfigError, match="only url, weight and priority"):
+            await balancer.register(Backend("http://127.0.0.1:1", host="a.example"))
+
+
 async def test_sharing_needs_redis() -> None:
     with pytest.raises(ConfigError, match="redis"):
         await LoadBalancer([]).register("http://10.0.0.1")

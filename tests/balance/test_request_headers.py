@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
 from asgi_enhance.balance import Forwarding, LoadBalanceApp
@@ -143,6 +145,26 @@ async def test_29_what_a_trusted_proxy_says_of_scheme_and_host_is_kept(http: str
     assert request.one(b"x-forwarded-proto") == b"https"
     assert request.one(b"x-forwarded-host") == b"b.example"
     assert request.one(b"x-forwarded-prefix") == b"/p"
+
+
+@pytest.mark.parametrize(
+    ("said", "trusted", "seen"),
+    [
+        ("", [], "/my%20app"),
+        ("/evil", [], "/my%20app"),
+        ("/p", ["127.0.0.1"], "/p/my%20app"),
+        ("/my", ["127.0.0.1"], "/my/my%20app"),
+        ("/my%20app", ["127.0.0.1"], "/my%20app"),
+    ],
+)
+async def test_29_a_backend_is_told_the_mount_it_does_not_see(
+    http: str, said: str, trusted: list[str], seen: str
+) -> None:
+    async with ScriptedBackend() as backend:
+        app = LoadBalanceApp([backend.url], forwarding=Forwarding(trusted=trusted))
+        async with serve(Starlette(routes=[Mount("/my app", app)]), http=http) as port:
+            await ask(port, get(b"/my%20app/x", *([f"X-Forwarded-Prefix: {said}".encode()] if said else [])))
+    assert backend.last.all(b"x-forwarded-prefix") == [seen.encode()]
 
 
 async def test_30_forwarded_is_written_when_it_is_asked_for(http: str) -> None:
