@@ -1,5 +1,6 @@
 """Real-time messages to clients: in groups, directly, to everyone; in this process or over all that share a Redis."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from asgi_enhance.broadcast.node import Authorize, Hook, Node, Options
 from asgi_enhance.broadcast.policy import History, HistoryRules, Limits, checked_name, checked_policy
 from asgi_enhance.broadcast.stats import Stats
 from asgi_enhance.broadcast.wire import encode, unpack
-from asgi_enhance.errors import ConfigError
+from asgi_enhance.errors import ConfigError, WebSocketError
 from asgi_enhance.options import checked
 from asgi_enhance.redis import RedisManager
 
@@ -80,6 +81,7 @@ class RealTimeStreamProcessor(Resource[Node]):
         )
         self.needs = (self.options.redis,)
         self._processors: dict[str, Processor] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None  # where it runs, if only one loop can reach its connections
 
     def __repr__(self) -> str:
         return f"<RealTimeStreamProcessor {self.stats.connections} connections, {self.stats.groups} groups>"
@@ -100,11 +102,15 @@ class RealTimeStreamProcessor(Resource[Node]):
                    pair `(receive, send)` itself.
         groups:    joined at once; `authorize` is not asked, since it is not the client who asks.
         listen:    False returns as soon as the connection is taken. The caller reads the socket himself then, and
-                   calls `remove_connection` when the client has left.
+                   calls `remove_connection` when the client has left; else it stays until a message cannot be sent.
 
-        Raises WebSocketError if a limit is reached or the processor drains, and RedisUnavailable if a group with a
-        history cannot be joined. The socket stays open and the caller's then.
+        Raises WebSocketError if the socket has not been accepted, a limit is reached or the processor drains, and
+        RedisUnavailable if a group with a history cannot be joined. The socket stays open and the caller's then.
         """
+        if isinstance(groups, str):
+            raise ConfigError(f"groups must be several names, not the string {groups!r}")
+        if getattr(getattr(websocket, "application_state", None), "name", "") == "CONNECTING":  # Starlette's
+            raise WebSocketError("accept the WebSocket before you add it")
         node = await self.started()
         receive, send = websocket if isinstance(websocket, tuple) else (websocket.receive, websocket.send)
         connection = await node.connect(client_id, send, dict.fromkeys(groups or ()))
@@ -217,11 +223,24 @@ class RealTimeStreamProcessor(Resource[Node]):
             await node.drain(spread)
 
     async def _start(self) -> Node:
+        loop = asyncio.get_running_loop()
+        if (
+            self.options.redis is None
+            and self._loop is not None
+            and self._loop is not loop
+            and not self._loop.is_closed()
+        ):
+            raise WebSocketError(
+                "this processor runs on another event loop, whose connections cannot be reached from here without "
+                "redis: call it there, as with asyncio.run_coroutine_threadsafe"
+            )
+        self._loop = loop
         node = Node(self.options, self._processors, self.stats)
         await node.start()
         return node
 
     async def _stop(self, value: Node) -> None:
+        self._loop = None
         await value.stop()
 
 

@@ -12,7 +12,7 @@ import random
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.broadcast.hub import Group, Hub, publication
 from asgi_enhance.broadcast.keys import GroupKeys
-from asgi_enhance.broadcast.log import Entry, GroupLog, Position, Verdict, new_epoch
+from asgi_enhance.broadcast.log import Entry, GroupLog, Position, Start, Verdict, new_epoch
 from asgi_enhance.broadcast.policy import History
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager, Script
@@ -64,7 +64,7 @@ class Follower:
         self._subscription = manager.subscribe(self.keys.channel, self._on_message, self._on_gap, sharded=True)
         self._catch_up()
 
-    async def ready(self, since: Position | None) -> None:
+    async def ready(self, since: Start) -> None:
         """Return when the log has been read, and again if a client has been elsewhere and comes from further on.
 
         RedisUnavailable if the first reading takes too long (it goes on trying).
@@ -75,7 +75,7 @@ class Follower:
         except TimeoutError:
             raise RedisUnavailable(f"the history of group {self.group.name!r} cannot be read") from None
         log = self.group.log
-        if since is not None and log is not None and (since.epoch != log.epoch or since.offset > log.offset):
+        if isinstance(since, Position) and log is not None and (since.epoch != log.epoch or since.offset > log.offset):
             self._on_gap()
             if self._task is not None:
                 await asyncio.wait({self._task}, timeout=PATIENCE)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, product
 
 from asgi_enhance.broadcast.connection import Connection, FanOut, Shared
-from asgi_enhance.broadcast.log import Entry, GroupLog, Position
+from asgi_enhance.broadcast.log import Entry, GroupLog, Position, Start
 from asgi_enhance.broadcast.wire import Encoding, Frame, Publication, control, cursor_text, unpack
 
 BATCH = 64
@@ -97,7 +97,7 @@ class Hub:
         self,
         connection: Connection,
         group: Group,
-        since: Position | None = None,
+        since: Start = None,
         *,
         asked: bool = False,
         ref: object = None,
@@ -189,12 +189,18 @@ class Hub:
         self.shared.stats.deliveries += len(connections)
         return len(connections)
 
-    def _resume(self, connection: Connection, group: Group, log: GroupLog, since: Position | None, ref: object) -> None:
+    def _resume(self, connection: Connection, group: Group, log: GroupLog, since: Start, ref: object) -> None:
+        now = self.shared.loop.time()
         missed: list[Entry] | None = []
-        if since is not None:
-            missed = log.since(since, self.shared.loop.time())
-            self.shared.stats.resumed += missed is not None
-        start = log.position if since is None or missed is None else since
+        start = log.position
+        if isinstance(since, Position):
+            missed = log.since(since, now)
+            if missed is not None:
+                start = since
+                self.shared.stats.resumed += 1
+        elif since is not None:
+            missed = log.entries(now)[-since:]
+            start = Position(log.epoch, log.offset - len(missed))
         self._settle(connection, group, start)
         if missed is None:
             self.shared.stats.resets += 1

@@ -12,7 +12,7 @@ import msgspec
 from asgi_enhance.asgi.types import Message, Receive
 from asgi_enhance.broadcast.connection import Connection
 from asgi_enhance.broadcast.hub import Hub
-from asgi_enhance.broadcast.log import Position
+from asgi_enhance.broadcast.log import Position, Start
 from asgi_enhance.broadcast.policy import Action, TokenBucket, checked_name
 from asgi_enhance.broadcast.wire import Frame, asgi_message, control, decode, encode
 from asgi_enhance.errors import EnhanceError, RedisUnavailable, WebSocketError
@@ -52,7 +52,7 @@ class Requests(Protocol):
         self,
         connection: Connection,
         name: str,
-        since: Position | None = None,
+        since: Start = None,
         *,
         asked: bool = False,
         ref: object = None,
@@ -171,7 +171,9 @@ class Inbound:
 
     async def _join(self, connection: Connection, request: dict[str, Any]) -> None:
         group = await self._permitted(connection, request, "join")
-        since = None
+        since: Start = request.get("last")
+        if since is not None and (type(since) is not int or since < 1):
+            raise Rejected("bad-message", "'last' is a number of messages, at least 1")
         if request.get("since") is not None:
             # a position that cannot be read is one that cannot be continued
             since = Position.parse(str(request["since"])) or Position("", 0)
@@ -184,11 +186,13 @@ class Inbound:
 
     async def _publish(self, connection: Connection, request: dict[str, Any]) -> None:
         group = await self._permitted(connection, request, "publish")
-        key = request.get("key")
+        if "data" not in request:
+            raise Rejected("bad-message", "what is to be published is its 'data'")
+        key = request.get("idempotency_key")
         if key is not None:
             # The key is the client's own: another's equal key is another message. No name has a NUL in it.
-            key = f"{connection.client_id}\0{checked_name(key, 'key')}"
-        position = await self._requests.publish(group, encode(request.get("data")), None, key)
+            key = f"{connection.client_id}\0{checked_name(key, 'idempotency_key')}"
+        position = await self._requests.publish(group, encode(request["data"]), None, key)
         frame = control(connection.encoding, "published", group=group, id=position, ref=request.get("ref"))
         self._reply(connection, frame)
 
@@ -222,28 +226,31 @@ class Inbound:
                 raise Rejected("invalid", str(error)) from None
         if connection.inbox is None:
             connection.inbox = asyncio.Queue(self._shared.limits.inbox_messages)
-        await connection.inbox.put((processor.handle, message, request.get("ref")))
+        await connection.inbox.put((processor.handle, message, request))
         if connection.worker is None:
             name = f"broadcast handlers {connection.client_id}"
             connection.worker = self._shared.tasks.spawn(self._work(connection, connection.inbox), name=name)
 
-    async def _work(self, connection: Connection, inbox: asyncio.Queue[tuple[Handler, Any, object]]) -> None:
+    async def _work(self, connection: Connection, inbox: asyncio.Queue[tuple[Handler, Any, dict[str, Any]]]) -> None:
         """Run the handlers of one connection, one after the other; what was received is handled, also after its end."""
         try:
             while not inbox.empty():
-                handle, message, ref = inbox.get_nowait()
+                handle, message, request = inbox.get_nowait()
                 async with self._slots:
-                    await self._run(connection, handle, message, ref)
+                    await self._run(connection, handle, message, request)
         finally:
             connection.worker = None
 
-    async def _run(self, connection: Connection, handle: Handler, message: Any, ref: object) -> None:
+    async def _run(self, connection: Connection, handle: Handler, message: Any, request: dict[str, Any]) -> None:
+        ref = request.get("ref")
         try:
             async with asyncio.timeout(self._shared.limits.handler_seconds):
                 answer = handle(connection.client_id, message)
                 if inspect.isawaitable(answer):
                     answer = await answer
             if answer is not None:
+                if ref is not None and isinstance(answer, dict):
+                    answer = {"ref": ref, **answer}
                 body = encode(answer)
                 self._reply(connection, Frame(asgi_message(connection.encoding, body), len(body)))
         except (Exception, asyncio.CancelledError) as error:
@@ -252,5 +259,9 @@ class Inbound:
             if isinstance(error, asyncio.CancelledError) and task.cancelling():
                 raise  # it is this task that is cancelled, not something that the handler has awaited
             self._shared.stats.handler_errors += 1
-            logger.exception("the handler of a message of client %r failed", connection.client_id)
+            logger.exception(
+                "the handler of messages of type %r failed on one of client %r, or gave what is no JSON",
+                request["type"],
+                connection.client_id,
+            )
             self._reject(connection, "failed", "the message could not be handled", ref)

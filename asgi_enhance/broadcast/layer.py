@@ -13,7 +13,7 @@ from asgi_enhance.asgi.scope import header, path_below_mount
 from asgi_enhance.asgi.types import ASGIApp, Headers, Receive, Scope, Send
 from asgi_enhance.broadcast.connection import Connection
 from asgi_enhance.broadcast.core import RealTimeStreamProcessor
-from asgi_enhance.broadcast.log import Position
+from asgi_enhance.broadcast.log import Position, Start
 from asgi_enhance.broadcast.node import Authorize, Hook, Node, Refused
 from asgi_enhance.broadcast.policy import History, checked_name, origin_allowed
 from asgi_enhance.broadcast.sigterm import DrainOnSigterm
@@ -23,7 +23,7 @@ from asgi_enhance.options import checked
 from asgi_enhance.redis import RedisManager
 
 Identity: TypeAlias = str | Problem | None
-Positions: TypeAlias = dict[str, Position | None]
+Starts: TypeAlias = dict[str, Start]
 Authenticate: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity]]
 
 
@@ -35,7 +35,8 @@ class BroadcastRouter:
     """Serves WebSockets at `path` and Server-Sent Events at `sse_path`; everything else goes to `app`.
 
     Both take the groups to join from the query (`?group=a&group=b`), and continue them after the cursor in the
-    Last-Event-ID header, or in the query as `last_event_id`, where a browser can set no header.
+    Last-Event-ID header, or in the query as `last_event_id`, where a browser can set no header. Groups that the cursor
+    does not name begin with their last messages, `?last=20`, or with the next one.
 
     app:           the app for everything else. Default: none, and everything else is 404.
     processor:     the RealTimeStreamProcessor behind it, to share it with your own code. Default: one of its own, made
@@ -131,7 +132,7 @@ class BroadcastRouter:
 
         try:
             client_id = await self._identify(scope, client_id)
-            groups = await self._allowed(node, client_id, self._positions(scope))
+            groups = await self._allowed(node, client_id, self._starts(scope))
             return await node.connect(client_id, send, groups, Encoding.WEBSOCKET, accept)
         except (Refused, RedisUnavailable) as error:
             self.processor.stats.refused += 1
@@ -158,7 +159,7 @@ class BroadcastRouter:
             return None
         try:
             client_id = await self._identify(scope, client_id)
-            groups = await self._allowed(node, client_id, self._positions(scope))
+            groups = await self._allowed(node, client_id, self._starts(scope))
             kept = sum(node.options.history(group) is not None for group in groups)
             encoding = Encoding.EVENT_STREAM_CURSOR if kept > 1 else Encoding.EVENT_STREAM
             return await node.connect(client_id, send, groups, encoding, accept)
@@ -180,9 +181,11 @@ class BroadcastRouter:
             raise Refused(identity.status, identity.detail, problem=identity)
         if identity is None:
             raise Refused(401, "")
+        if not isinstance(identity, str):
+            raise TypeError(f"authenticate must give a str, None or a Problem, not {identity!r}")
         return identity
 
-    async def _allowed(self, node: Node, client_id: str, groups: Positions) -> Positions:
+    async def _allowed(self, node: Node, client_id: str, groups: Starts) -> Starts:
         node.admit(client_id, len(groups))  # before anybody is asked about every group that an address can hold
         for group in groups:
             try:
@@ -193,10 +196,17 @@ class BroadcastRouter:
                 raise Refused(403, f"not allowed to join group {group!r}")
         return groups
 
-    def _positions(self, scope: Scope) -> Positions:
+    def _starts(self, scope: Scope) -> Starts:
         cursor = _text(header(scope["headers"], b"last-event-id")) or "".join(_query(scope, "last_event_id")[-1:])
         known = cursor_positions(cursor, self.processor.options.limits.groups_per_connection)
-        return {group: known.get(group) for group in _query(scope, "group")}
+        unknown: Start = None
+        if cursor and not known:
+            unknown = Position("", 0)  # a cursor that cannot be read is one that cannot be continued
+        elif last := "".join(_query(scope, "last")[-1:]):
+            if not (last.isascii() and last.isdigit() and len(last) < 10 and int(last)):
+                raise Refused(400, "'last' is a number of messages, at least 1")
+            unknown = int(last)
+        return {group: known.get(group, unknown) for group in _query(scope, "group")}
 
     def _cors(self, scope: Scope) -> Headers:
         origin = header(scope["headers"], b"origin")

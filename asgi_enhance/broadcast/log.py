@@ -12,7 +12,7 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from asgi_enhance.broadcast.policy import History
 
@@ -38,6 +38,10 @@ class Position(NamedTuple):
         ):
             return None
         return cls(epoch, int(offset))
+
+
+Start: TypeAlias = Position | int | None
+"""Where somebody begins in a log: after a position, with the last so many messages, or with the next one."""
 
 
 def new_epoch() -> str:

@@ -16,7 +16,7 @@ from asgi_enhance.asgi.types import Send
 from asgi_enhance.broadcast.connection import Connection, Shared
 from asgi_enhance.broadcast.hub import Group, Hub
 from asgi_enhance.broadcast.inbound import Inbound, Processor
-from asgi_enhance.broadcast.log import Position
+from asgi_enhance.broadcast.log import Position, Start
 from asgi_enhance.broadcast.policy import Action, HistoryRules, Limits, SlowConsumer, checked_name
 from asgi_enhance.broadcast.remote import RedisTransport
 from asgi_enhance.broadcast.stats import Stats
@@ -114,13 +114,13 @@ class Node:
         self,
         client_id: str,
         send: Send,
-        groups: Mapping[str, Position | None],
+        groups: Mapping[str, Start],
         encoding: Encoding = Encoding.WEBSOCKET,
         accept: Callable[[], Awaitable[None]] | None = None,
     ) -> Connection:
         """Take a connection; `listen` serves it.
 
-        groups: to be joined, each with the position its client has been at.
+        groups: to be joined, each with where its client begins.
         accept: awaited when nothing can refuse the connection any more.
 
         Raises Refused, or RedisUnavailable, before `accept` is called.
@@ -137,7 +137,7 @@ class Node:
                 del self._pending[client_id]
         connection = Connection(client_id, send, encoding, self.hub.shared)
         if encoding is Encoding.EVENT_STREAM_CURSOR:
-            connection.positions = {name: position for name, position in groups.items() if position is not None}
+            connection.positions = {name: at for name, at in groups.items() if isinstance(at, Position)}
         self.hub.add(connection)
         self._emptied.clear()
         self._stats.connected += 1
@@ -166,7 +166,7 @@ class Node:
             await self._call(self.options.on_disconnect, connection.client_id)
 
     async def _prepare(
-        self, client_id: str, groups: Mapping[str, Position | None], accept: Callable[[], Awaitable[None]] | None
+        self, client_id: str, groups: Mapping[str, Start], accept: Callable[[], Awaitable[None]] | None
     ) -> list[Group]:
         """Everything a connection needs before it can be told that it is taken; undone if it is not."""
         with ExitStack() as undo:
@@ -194,7 +194,7 @@ class Node:
         self,
         connection: Connection,
         name: str,
-        since: Position | None = None,
+        since: Start = None,
         *,
         asked: bool = False,
         ref: object = None,
@@ -226,7 +226,7 @@ class Node:
     async def presence(self, group: str) -> list[str]:
         return await self.transport.presence(group)
 
-    async def _attach(self, name: str, since: Position | None) -> Group:
+    async def _attach(self, name: str, since: Start) -> Group:
         checked_name(name, "group")
         if name not in self.hub.groups and len(self.hub.groups) >= self._limits.groups:
             raise Refused(503, "too many groups")
@@ -248,7 +248,7 @@ class Node:
         self,
         connection: Connection,
         group: Group,
-        since: Position | None,
+        since: Start,
         *,
         asked: bool = False,
         ref: object = None,
@@ -300,6 +300,9 @@ class Node:
             self.transport.sweep(now)
 
     def _look_after(self, connection: Connection, now: float, beats: bool) -> None:
+        if connection.released and connection.reader is None:
+            # its socket is read by somebody else, who may not come back to say that it is over
+            self._tasks.spawn(self.disconnect(connection), name=f"broadcast forget {connection.client_id}")
         if connection.closing:
             return
         if connection.stuck(now):

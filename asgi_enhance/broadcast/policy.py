@@ -100,6 +100,9 @@ class HistoryRules:
     __slots__ = ("_exact", "_prefixes")
 
     def __init__(self, rules: Mapping[str, History]) -> None:
+        for name in rules:
+            if "*" in name[:-1]:
+                raise ConfigError(f"history: a '*' stands at the end of a name only, not as in {name!r}")
         self._exact = {name: rule for name, rule in rules.items() if not name.endswith("*")}
         self._prefixes = [(name[:-1], rule) for name, rule in rules.items() if name.endswith("*")]
 

@@ -16,7 +16,7 @@ from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.broadcast.follower import Follower
 from asgi_enhance.broadcast.hub import Group, Hub
 from asgi_enhance.broadcast.keys import GroupKeys, client_channel, everyone_channel
-from asgi_enhance.broadcast.log import Entry, Position, new_epoch
+from asgi_enhance.broadcast.log import Entry, Position, Start, new_epoch
 from asgi_enhance.broadcast.policy import HistoryRules
 from asgi_enhance.broadcast.presence import Presence
 from asgi_enhance.broadcast.wire import Publication, pack, unpack
@@ -68,7 +68,7 @@ class RedisTransport:
 
     # -- who listens here
 
-    async def attach(self, group: Group, since: Position | None) -> None:
+    async def attach(self, group: Group, since: Start) -> None:
         rule = self._rules(group.name)
         if rule is None:
             subscription = self._subscriptions.get(group.name)

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from asgi_enhance.broadcast.hub import Group, Hub, publication
-from asgi_enhance.broadcast.log import Entry, GroupLog, Position, new_epoch
+from asgi_enhance.broadcast.log import Entry, GroupLog, Position, Start, new_epoch
 from asgi_enhance.broadcast.policy import HistoryRules
 from asgi_enhance.broadcast.wire import Publication, pack
 from asgi_enhance.errors import WebSocketError
@@ -16,7 +16,7 @@ class Transport(Protocol):
 
     async def stop(self) -> None: ...
 
-    async def attach(self, group: Group, since: Position | None) -> None:
+    async def attach(self, group: Group, since: Start) -> None:
         """Make a group ready for a member who has been at `since`: it hears all from here on, its log is in place."""
 
     def detach(self, group: Group) -> None:
@@ -61,7 +61,7 @@ class LocalTransport:
 
     async def stop(self) -> None: ...
 
-    async def attach(self, group: Group, since: Position | None) -> None:
+    async def attach(self, group: Group, since: Start) -> None:
         self._with_log(group)
 
     def detach(self, group: Group) -> None:

@@ -2,9 +2,10 @@
 
 From the client (WebSocket only; each is one JSON object):
 
-    {"type": "join", "group": G}                   enter a group; with "since": ID also get what was missed
+    {"type": "join", "group": G}                   enter a group; with "since": ID also get what was missed, with
+                                                   "last": N its last N messages
     {"type": "leave", "group": G}
-    {"type": "publish", "group": G, "data": …}     if `authorize` lets it; "key" makes it idempotent
+    {"type": "publish", "group": G, "data": …}     if `authorize` lets it; once for each "idempotency_key"
     {"type": "presence", "group": G}
     {"type": "ping"}                               a client that has pinged once must go on within the idle timeout
     anything else                                  goes to the handler registered for its type

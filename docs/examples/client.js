@@ -3,7 +3,8 @@
 //   const client = new BroadcastClient({ websocket: "/ws/ann", groups: ["room"] });
 //   client.onmessage = (message, group) => …    // group and position only for groups that keep a history
 //   client.onreset = (group) => …               // messages may be lost: load afresh what you show
-//   client.onstate = (state) => …               // "connecting", "open", "closed"
+//   client.onstate = (state, attempts) => …     // "connecting" (attempts that failed since the last frame), "open",
+//                                               // "closed"; a browser does not say why an attempt failed
 //   client.onerror = (frame) => …               // the server's answer to something it could not do
 //   client.join("hall"); client.leave("room");
 //   client.send({ type: "update", … });         // to the handler of that type; WebSocket only
@@ -22,7 +23,7 @@ const PATIENCE = 10_000; // ms to wait for a pong
 export class BroadcastClient {
   onmessage = (message, group, id) => {};
   onreset = (group) => {};
-  onstate = (state) => {};
+  onstate = (state, attempts) => {};
   onerror = (frame) => {};
 
   #options;
@@ -34,9 +35,11 @@ export class BroadcastClient {
   #deadline = null;
   #closed = false;
 
-  // Give `websocket` or `events`: the path or URL of the one or the other.
-  constructor({ websocket = null, events = null, groups = [] }) {
-    this.#options = { websocket, events };
+  // Give `websocket` or `events`: the path or URL of the one or the other. `last`: how many messages to begin with.
+  constructor({ websocket = null, events = null, groups = [], last = 0, ...unknown }) {
+    if (!websocket === !events) throw new TypeError("give either websocket or events");
+    if (Object.keys(unknown).length) throw new TypeError(`unknown options: ${Object.keys(unknown)}`);
+    this.#options = { websocket, events, last };
     this.#groups = new Map(groups.map((group) => [group, null]));
     queueMicrotask(() => this.#connect()); // after the caller has set his handlers
   }
@@ -52,8 +55,8 @@ export class BroadcastClient {
     this.#options.websocket ? this.send({ type: "leave", group }) : this.#reconnectNow();
   }
 
-  publish(group, data, key) {
-    return this.send({ type: "publish", group, data, ...(key === undefined ? {} : { key }) });
+  publish(group, data, idempotency_key) {
+    return this.send({ type: "publish", group, data, idempotency_key }); // undefined members are left out
   }
 
   // Whether it could be sent. What is sent while the line is broken may not arrive: nothing is queued here.
@@ -74,7 +77,7 @@ export class BroadcastClient {
 
   #connect() {
     if (this.#closed) return;
-    this.onstate("connecting");
+    this.onstate("connecting", this.#attempt);
     this.#options.websocket ? this.#openSocket() : this.#openEvents();
   }
 
@@ -107,6 +110,7 @@ export class BroadcastClient {
     const cursor = known.map(([group, seen]) => `${encodeURIComponent(group)}=${seen.epoch}:${seen.offset}`).join("&");
     for (const group of this.#groups.keys()) url.searchParams.append("group", group);
     if (cursor) url.searchParams.set("last_event_id", cursor);
+    if (this.#options.last) url.searchParams.set("last", this.#options.last);
     return url;
   }
 
@@ -115,7 +119,7 @@ export class BroadcastClient {
     this.#dispose();
     const longest = Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** this.#attempt++);
     this.#retry = setTimeout(() => this.#connect(), Math.random() * longest);
-    this.onstate("connecting");
+    this.onstate("connecting", this.#attempt);
   }
 
   #reconnectNow() {
@@ -179,7 +183,8 @@ export class BroadcastClient {
 
   #sendJoin(group) {
     const seen = this.#groups.get(group);
-    this.send({ type: "join", group, ...(seen ? { since: `${seen.epoch}:${seen.offset}` } : {}) });
+    const start = seen ? { since: `${seen.epoch}:${seen.offset}` } : { last: this.#options.last || undefined };
+    this.send({ type: "join", group, ...start });
   }
 
   #place(group, id) {

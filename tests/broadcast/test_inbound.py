@@ -31,8 +31,10 @@ async def test_a_message_goes_to_the_handler_of_its_type_and_the_answer_comes_ba
     router.processor.register_processor("update", update)
     router.processor.register_processor("double", lambda client_id, message: message["n"] * 2)
     async with client(router) as ann:
+        ann.send_json({"type": "update", "n": 1, "ref": "r"})
         ann.send_json({"type": "update", "n": 1})
-        ann.send_json({"type": "double", "n": 21})
+        ann.send_json({"type": "double", "n": 21, "ref": "r"})
+        assert await ann.receive_json() == {"from": "ann", "n": 2, "ref": "r"}
         assert await ann.receive_json() == {"from": "ann", "n": 2}
         assert await ann.receive_json() == 42
 
@@ -81,6 +83,7 @@ async def test_a_handler_that_fails_is_answered_logged_and_not_the_end(
         assert (error["type"], error["code"], error["ref"]) == ("error", "failed", 1)
         assert "secret" not in error["detail"]
         assert "secret" in caplog.text
+        assert "messages of type 'fail'" in caplog.text
         ann.send_json({"type": "ping"})
         assert await ann.receive_json() == {"type": "pong"}
     assert router.processor.stats.handler_errors == 1
@@ -218,6 +221,15 @@ async def test_a_full_inbox_is_not_read_further() -> None:
             await until(lambda: handled == [0, 1, 2, 3, 4, 5])
 
 
+async def test_what_is_published_must_be_there() -> None:
+    processor = RealTimeStreamProcessor(authorize=lambda *asked: True)
+    async with processor, client(BroadcastRouter(processor=processor)) as ann:
+        ann.send_json({"type": "publish", "group": "g"})
+        assert (await ann.receive_json())["code"] == "bad-message"
+        ann.send_json({"type": "publish", "group": "g", "data": None})
+        assert (await ann.receive_json())["type"] == "published"
+
+
 async def test_clients_publish_where_authorize_lets_them_and_each_has_his_own_keys() -> None:
     asked = []
 
@@ -229,7 +241,7 @@ async def test_clients_publish_where_authorize_lets_them_and_each_has_his_own_ke
         router = BroadcastRouter(processor=processor)
         async with client(router, "/ws/ann?group=g") as ann, client(router, "/ws/bob") as bob:
             for sender in (ann, ann, bob):
-                sender.send_json({"type": "publish", "group": "g", "data": 1, "key": "k"})
+                sender.send_json({"type": "publish", "group": "g", "data": 1, "idempotency_key": "k"})
             await until(lambda: processor.stats.received == 5)
             await until(lambda: len(asked) == 4)
             assert await processor.history("g") == [1, 1]
@@ -246,9 +258,9 @@ async def test_no_name_makes_the_key_of_one_client_that_of_another() -> None:
             processor=processor, path="/ws", sse_path=None, authenticate=lambda scope: scope["query_string"].decode()
         )
         async with client(router, "/ws?a") as one, client(router, "/ws?a/b") as other:
-            one.send_json({"type": "publish", "group": "g", "data": 1, "key": "b/c"})
+            one.send_json({"type": "publish", "group": "g", "data": 1, "idempotency_key": "b/c"})
             await one.receive_json()
-            other.send_json({"type": "publish", "group": "g", "data": 2, "key": "c"})
+            other.send_json({"type": "publish", "group": "g", "data": 2, "idempotency_key": "c"})
             await other.receive_json()
         assert await processor.history("g") == [1, 2]
 

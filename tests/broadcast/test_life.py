@@ -116,6 +116,13 @@ async def test_authorize_is_not_asked_about_more_groups_than_a_connection_may_be
     assert asked == []
 
 
+async def test_an_identity_that_is_no_string_is_the_programmers_mistake_not_the_clients() -> None:
+    router = BroadcastRouter(authenticate=lambda scope: 5)  # type: ignore[arg-type,return-value]
+    with pytest.raises(TypeError, match="authenticate must give a str, None or a Problem, not 5"):
+        await request(router, "/events/ann")
+    await router.processor.aclose()
+
+
 async def test_what_is_not_ours_is_404_without_an_app_of_its_own() -> None:
     router = BroadcastRouter()
     assert (await request(router, "/elsewhere")).status == 404

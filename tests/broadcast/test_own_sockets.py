@@ -13,6 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.broadcast import RealTimeStreamProcessor
+from asgi_enhance.errors import ConfigError, WebSocketError
 from asgi_enhance.testing.driver import WebSocket, websocket_scope
 from tests.broadcast.helpers import until
 
@@ -57,6 +58,36 @@ async def test_remove_connection_closes_the_socket_it_serves() -> None:
         assert processor.stats.connections == 0
 
 
+async def test_a_starlette_socket_that_was_not_accepted_is_an_error_and_not_a_member() -> None:
+    async with RealTimeStreamProcessor() as processor:
+        socket = StarletteWebSocket({"type": "websocket"}, nothing, discard)
+        with pytest.raises(WebSocketError, match="accept the WebSocket"):
+            await processor.add_connection("ann", socket, groups=["g"])
+        assert processor.stats.groups == 0
+
+
+async def test_one_string_is_no_list_of_groups() -> None:
+    with pytest.raises(ConfigError, match="groups"):
+        await RealTimeStreamProcessor().add_connection("ann", (nothing, discard), groups="group")
+
+
+async def test_one_whom_nobody_removes_is_forgotten_when_a_message_cannot_be_sent() -> None:
+    async def gone(message: Message) -> None:
+        raise OSError("gone")
+
+    async with RealTimeStreamProcessor(heartbeat=0.02) as processor:  # which is looked after as often
+        await processor.add_connection("ann", (nothing, gone), groups=["g"], listen=False)
+        await processor.broadcast_to_group("g", 1)
+        await until(lambda: (processor.stats.connections, processor.stats.groups) == (0, 0))
+
+
+async def test_from_another_event_loop_its_connections_cannot_be_reached() -> None:
+    async with RealTimeStreamProcessor() as processor:
+        with pytest.raises(WebSocketError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, processor.broadcast_to_group("g", 1))
+    await asyncio.to_thread(asyncio.run, processor.broadcast_to_group("g", 1))  # where it is not running
+
+
 async def test_who_reads_the_socket_himself_removes_it_himself() -> None:
     processor = RealTimeStreamProcessor()
     heard: list[str] = []
@@ -85,6 +116,9 @@ async def test_who_reads_the_socket_himself_removes_it_himself() -> None:
 async def nothing() -> Message:
     await asyncio.Event().wait()
     raise AssertionError
+
+
+async def discard(message: Message) -> None: ...
 
 
 async def raises(message: Message) -> None:

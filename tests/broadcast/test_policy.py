@@ -40,6 +40,8 @@ def test_the_exact_rule_wins_over_prefixes_and_the_first_prefix_over_later_ones(
     rules = HistoryRules({"room:*": one, "room:1": two, "*": three})
     assert [rules("room:1"), rules("room:2"), rules("other")] == [two, one, three]
     assert HistoryRules({"room:*": one})("rooms") is None
+    with pytest.raises(ConfigError, match=r"r\*m"):
+        HistoryRules({"r*m": one})
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:

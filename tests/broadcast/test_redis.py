@@ -88,6 +88,16 @@ async def test_a_client_resumes_at_the_other_process(here: BroadcastRouter, ther
     assert await there.processor.history("room") == [0, 1, 2]
 
 
+async def test_who_is_new_at_another_process_may_begin_with_the_last_messages(
+    here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    for n in range(3):
+        await here.processor.broadcast_to_group("room", n)
+    async with client(there, "/ws/ann") as ann:
+        await joined(ann, last=2)
+        assert [(await ann.receive_json())["data"] for _ in range(2)] == [1, 2]
+
+
 async def test_a_client_who_has_seen_more_than_this_process_waits_for_it(
     here: BroadcastRouter, there: BroadcastRouter
 ) -> None:
