@@ -89,9 +89,9 @@ def main() -> int:
             if parts:
                 command = " ".join(["python -m benchmarks", *quick, script])
                 say(f"\n→ {report.write(folder, script, parts, command=command)}")
+                report.write_index(folder)
             if not good:
                 failed.append(script)
-        report.write_index(folder)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)
