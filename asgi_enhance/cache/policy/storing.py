@@ -76,9 +76,9 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     if rule is not None:
         swr = rule.stale_while_revalidate if swr is None and rule.stale_while_revalidate is not None else swr
         sie = rule.stale_if_error if sie is None and rule.stale_if_error is not None else sie
-    if (status >= 400 or request.method == "POST") and not (explicit or lifetime):
+    if not explicit and (request.method == "POST" or (status >= 400 and not lifetime)):
         return "no-explicit-freshness"
-    if options.jitter and explicit:
+    if options.jitter:
         lifetime *= 1.0 - options.jitter * rng()
 
     strict = options.invalid_age == "stale"
