@@ -15,7 +15,7 @@ from benchmarks.harness import Note, Table
 from benchmarks.plot import svg
 
 HERE = Path(__file__).parent
-ALWAYS = ("asgi-enhance", "redis", "hiredis", "uvicorn", "uvloop", "httptools")
+ALWAYS = ("asgi-enhance", "redis", "hiredis", "limits", "uvicorn", "uvloop", "httptools")
 """Packages that are named whatever is measured."""
 
 

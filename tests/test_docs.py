@@ -103,6 +103,18 @@ ROUTES = {
 """Under which routes a miss and a hit are counted, where it is not the template alone."""
 
 
+def test_the_first_program_of_the_start_page_does_what_it_says(tmp_path: Path) -> None:
+    (_, code), *_ = blocks((ROOT / "docs" / "index.md").read_text())
+    (tmp_path / "module.py").write_text(code)
+    with LiveServer("module:app", options=["--app-dir", str(tmp_path)]) as server:
+        answers = [httpx2.get(server.url) for _ in range(2)]
+        numbers = httpx2.get(f"{server.url}/metrics").text
+        assert httpx2.get(f"{server.url}/metrics/dashboard").status_code == 200
+    assert "; hit" in answers[1].headers["cache-status"]
+    assert "r=98;" in answers[1].headers["ratelimit"]
+    assert "asgi_enhance_cache_hits_total 1" in numbers
+
+
 async def served(heading: str) -> tuple[ASGIApp, dict[str, Any]]:
     names: dict[str, Any] = {"__name__": "docs"}
     exec(compile(section("recipes.md", heading), heading, "exec"), names)
