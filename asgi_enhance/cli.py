@@ -9,8 +9,11 @@ from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from asgi_enhance.errors import EnhanceError
+
+_PORTS = {"http": 80, "https": 443}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,14 +176,22 @@ async def _problems(settings: Any) -> list[str]:
                 if report["healthy"]:
                     print(f"✓ {backend} answers")
                 else:
-                    problems.append(f"API_LOAD_BALANCER_BACKENDS: {backend} {_trouble(report)}")
+                    problems.append(f"API_LOAD_BALANCER_BACKENDS: {backend} {await _trouble(backend)}")
     return problems
 
 
-def _trouble(report: dict[str, Any]) -> str:
-    """Why a backend is not healthy, as far as its report tells."""
-    reason = report.get("reason") or report.get("error")
-    return f"does not answer as it should: {reason}" if reason else "does not answer, or not with a status below 400"
+async def _trouble(url: str) -> str:
+    """Why a backend is not healthy: not there, or there and not well."""
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or _PORTS[parts.scheme])
+    except TimeoutError:
+        return "does not answer within 2 s"
+    except OSError as error:
+        return f"cannot be reached: {error.strerror or error}"
+    writer.close()
+    return "is there, but GET / gives no status from 200 to 399"
 
 
 def _need_uvicorn() -> None:

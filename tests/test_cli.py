@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from asgi_enhance.cli import main
-from asgi_enhance.testing.live import free_port
+from asgi_enhance.testing.live import LiveServer, free_port
 
 COMMAND = [sys.executable, "-m", "asgi_enhance"]
 
@@ -174,8 +174,17 @@ def test_check_says_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["check"]) == 1
     printed = capsys.readouterr().out
     assert "✗ REDIS_URL" in printed
-    assert "✗ API_LOAD_BALANCER_BACKENDS" in printed
+    assert "✗ API_LOAD_BALANCER_BACKENDS: http://127.0.0.1:1 cannot be reached" in printed
     assert "secret" not in printed
+
+
+def test_check_says_that_a_backend_is_there_but_not_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with LiveServer("tests.testing.apps:failing") as failing:
+        monkeypatch.setenv("API_LOAD_BALANCER_BACKENDS", failing.url)
+        assert main(["check"]) == 1
+    assert "GET / gives no status from 200 to 399" in capsys.readouterr().out
 
 
 def test_check_names_a_bad_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,3 +38,9 @@ async def halves(scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["more_body"]:
             pass
     await send({"type": "http.response.body", "body": b"second"})
+
+
+async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
