@@ -28,12 +28,12 @@ class BoundRule:
     """A rule with its name, its key and, where they do not depend on the request, its quotas.
 
     plain:     there is nothing to do but to take one decision.
-    only:      the quota and the cost of a rule by client for every request, with one quota and nothing else.
+    asks:      quotas and costs, if these are the same for all requests and its identity is known at once; else None.
     demands:   what a request of an identity asks for, if that is the same for all requests; else None.
     in_flight: requests of each identity that hold a slot of the rule's `concurrency`.
     """
 
-    __slots__ = ("_on_error", "demands", "in_flight", "key", "match", "name", "only", "plain", "rule")
+    __slots__ = ("_on_error", "asks", "demands", "in_flight", "key", "match", "name", "plain", "rule")
 
     def __init__(self, rule: Rule, name: str, client: Key, on_error: str, limiter: RateLimiter) -> None:
         if (rule.ban or rule.charge) and limiter.strategy != STRATEGIES[0]:
@@ -45,7 +45,7 @@ class BoundRule:
         self.in_flight: dict[str, int] = {}
         self._on_error = rule.on_error or on_error
         self.plain = not (rule.concurrency or rule.charge or rule.max_delay or rule.shadow)
-        self.only: tuple[Quota, int] | None = None
+        self.asks: tuple[tuple[Quota, int], ...] | None = None
         self.demands: Callable[[str], tuple[Demand, ...]] | None = None
         if not callable(rule.limits) and not callable(rule.cost):
             found = () if rule.limits is None else quotas(rule.limits, name)
@@ -54,8 +54,8 @@ class BoundRule:
                     raise ConfigError(f"Rule {name!r}: cost {rule.cost} never fits into {quota.name!r}")
             limiter.check(found)
             self.demands = self._asks(found, rule.cost)
-            if len(found) == 1 and self.plain and not rule.ban and self.match is None and rule.key == "client":
-                self.only = found[0], rule.cost
+            if self.plain and not rule.ban and isinstance(rule.key, str):
+                self.asks = tuple((quota, rule.cost) for quota in found)
 
     async def identity(self, value: Identity | Awaitable[Identity]) -> str | None:
         """Whose request it is by what `key` gave for it; None if it is not this rule's."""

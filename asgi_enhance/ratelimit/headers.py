@@ -19,18 +19,22 @@ Serializer = Callable[[Decision], Headers]
 
 def draft10(decision: Decision) -> Headers:
     standings = decision.standings
-    if len(standings) == 1:
-        standing = standings[0]
-        policy, limit = _fixed(standing.quota)
-        return [policy, (b"ratelimit", limit % (standing.remaining, ceil(standing.reset)))]
     if not standings:
         return []
-    policies, limits = [], []
+    policy, items = template10(tuple([standing.quota for standing in standings]))
+    numbers: list[int] = []
     for standing in standings:
-        policy, limit = _fixed(standing.quota)
-        policies.append(policy[1])
-        limits.append(limit % (standing.remaining, ceil(standing.reset)))
-    return [(b"ratelimit-policy", b", ".join(policies)), (b"ratelimit", b", ".join(limits))]
+        numbers += (standing.remaining, ceil(standing.reset))
+    return [policy, (b"ratelimit", items % tuple(numbers))]
+
+
+@lru_cache(maxsize=1024)
+def template10(quotas: tuple[Quota, ...]) -> tuple[tuple[bytes, bytes], bytes]:
+    """What never changes of the fields of some quotas: the policy field, and `RateLimit` but for two numbers each."""
+    names = [quota.name.replace("\\", "\\\\").replace('"', '\\"') for quota in quotas]
+    policies = [f'"{name}";q={quota.limit};w={quota.seconds}' for name, quota in zip(names, quotas, strict=True)]
+    items = [f'"{name.replace("%", "%%")}";r=%d;t=%d' for name in names]
+    return (b"ratelimit-policy", ", ".join(policies).encode("ascii")), ", ".join(items).encode("ascii")
 
 
 def x_ratelimit(decision: Decision) -> Headers:
@@ -43,13 +47,3 @@ def x_ratelimit(decision: Decision) -> Headers:
         (b"x-ratelimit-remaining", b"%d" % nearest.remaining),
         (b"x-ratelimit-reset", b"%d" % ceil(time.time() + nearest.reset)),
     ]
-
-
-@lru_cache(maxsize=1024)
-def _fixed(quota: Quota) -> tuple[tuple[bytes, bytes], bytes]:
-    """What never changes of a quota: its policy field, and its item of `RateLimit` but for two numbers."""
-    name = quota.name.replace("\\", "\\\\").replace('"', '\\"')
-    label = f'"{name}"'.encode("ascii")
-    return (b"ratelimit-policy", b"%b;q=%d;w=%d" % (label, quota.limit, quota.seconds)), (
-        label.replace(b"%", b"%%") + b";r=%d;t=%d"
-    )

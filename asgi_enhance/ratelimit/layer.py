@@ -23,7 +23,7 @@ from asgi_enhance.ratelimit.keys import LONGEST, by_client
 from asgi_enhance.ratelimit.lease import Applied, Lease, delays, split, take_slots
 from asgi_enhance.ratelimit.messages import LimitedMessages
 from asgi_enhance.ratelimit.notation import Limits
-from asgi_enhance.ratelimit.policy import Quota
+from asgi_enhance.ratelimit.quick import quick_way
 from asgi_enhance.ratelimit.rules import OnError, Rule
 
 RETRY_CONCURRENCY = 1.0
@@ -109,31 +109,21 @@ class RateLimitMiddleware:
         self._exempt = exemption(
             (exempt,) if isinstance(exempt, str) or callable(exempt) else exempt, client or ClientAddress()
         )
-        # With one rule by client for everything and nobody to ask, the way is shorter still.
-        self._decide: Callable[[Quota, str, int], Decision] | None = None
-        if memory is not None and self._exempt is None and len(self._http) == 1 and self._http[0].only is not None:
-            self._key: Callable[[Scope], Any] = key
-            self._quota, self._cost = self._http[0].only
-            self._decide = memory.hit_one
         self._serialize = _joined((headers,) if callable(headers) else tuple(headers))
+        self._quick = None if self._leases else quick_way(self._http, self._exempt, memory, self._serialize)
         self._jitter = retry_jitter
         self._close_code = message_close_code
         self._rng = rng
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._quick is not None and scope["type"] == "http":
+            fields = self._quick(scope)
+            if fields is not None:
+                await self.app(scope, receive, announcing(fields, send))
+                return
         if scope["type"] != "http" or self._leases:
             await self._elsewhere(scope, receive, send)
             return
-        # Most requests take this way, and nothing here is done that need not be.
-        if self._decide is not None:
-            identity: Any = self._key(scope)
-            if len(identity) <= LONGEST:
-                decision = self._decide(self._quota, identity, self._cost)
-                if decision.allowed:
-                    await self.app(scope, receive, announcing(self._serialize(decision), send))
-                else:
-                    await self._refusal(decision)(scope, receive, send)
-                return
         asked: tuple[Demand, ...] = ()
         if self._exempt is None or not self._exempt(scope):
             for rule in self._http:
@@ -236,7 +226,8 @@ def announcing(fields: Headers, send: Send) -> Send:
 
     # Made for every request: its annotations are names, which cost nothing to look up.
     def send_with_fields(message: Message) -> _Sending:
-        if message["type"] in _ANSWERS:
+        kind = message["type"]
+        if kind != "http.response.body" and kind in _ANSWERS:
             message = {**message, "headers": [*message["headers"], *fields] if "headers" in message else fields}
         return send(message)
 

@@ -47,7 +47,7 @@ class MemoryStore:
         number = 1 << max(0, (max_keys // TABLE).bit_length())  # a power of two
         self._mask = number - 1
         self._max_keys = max_keys // number  # in each of them
-        self._clock = clock
+        self.clock = clock
         self._tables: defaultdict[str, list[_Table]] = defaultdict(lambda: [OrderedDict() for _ in range(number)])
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class MemoryStore:
 
     def now(self) -> int:
         """Microseconds, by this store's clock."""
-        return self._clock() // 1000
+        return self.clock() // 1000
 
     def find(self, quota: Quota, identity: str) -> Usage | None:
         """What is kept of an identity."""
@@ -63,70 +63,57 @@ class MemoryStore:
 
     def hit(self, demands: tuple[Demand, ...]) -> Decision:
         """Admit all demands or none of them."""
-        if len(demands) == 1:
-            return self.hit_one(demands[0].quota, demands[0].identity, demands[0].cost)
         return self.stats.count(self.admit(demands))
 
     def admit(self, demands: tuple[Demand, ...]) -> Decision:
         """The same, and the decision is not counted."""
-        return self._hit_all(demands, self.now())
+        now = self.now()
+        standings: list[Standing] = []
+        taken: list[Demand] = []
+        for demand in demands:
+            quota = demand.quota
+            if demand.role == TAKE:
+                spent = self.spend(quota, demand.identity, demand.cost, now)
+                if spent is None:
+                    break
+                taken.append(demand)
+                standings.append(Standing(quota, spent[0], spent[1] / SECOND))
+            elif demand.role == GUARD and self._seen(demand, now).room(quota) < 1:
+                break
+        else:
+            return Decision(True, tuple(standings), None, (), "", False, now)
+        for demand in taken:
+            self.unspend(demand.quota, demand.identity, demand.cost)
+        usages = [self._seen(demand, now) for demand in demands]
+        decision = self._refuse(demands, usages, now)
+        if decision.reason == "ban" or not any(demand.role == STRIKE for demand in demands):
+            return decision
+        return self._strike(demands, usages, now)
 
-    def hit_one(self, quota: Quota, identity: str, cost: int) -> Decision:
-        """The same for a single demand, which is what most requests are, spared the lists."""
-        now = self._clock() // 1000
+    def spend(self, quota: Quota, identity: str, cost: int, now: int) -> tuple[int, int] | None:
+        """Take it if it fits: the room left, and the microseconds until there is more; None if it does not."""
         table = self._tables[quota.slot][hash(identity) & self._mask]
         usage = table.get(identity)
         if usage is None:
             identity, usage = self._new(table, quota, identity, now)
         spent = usage.spend(quota, cost, now)
-        if spent is None:
-            return self.stats.count(self._refuse((Demand(quota, identity, cost),), [usage], now))
-        if usage.count == cost:
-            self._order(table, identity, usage)
-        self.stats.allowed += 1
-        left, reset = spent
-        if not left:
-            usage.blocked = now + reset
-        return Decision(True, (Standing(quota, left, reset / SECOND),), None, (), "", False, now)
-
-    def _hit_all(self, demands: tuple[Demand, ...], now: int) -> Decision:
-        usages: list[Usage] = []
-        standings: list[Standing] = []
-        first: list[tuple[_Table, str, Usage]] = []
-        for demand in demands:
-            quota, identity, cost = demand.quota, demand.identity, demand.cost
-            table = self._tables[quota.slot][hash(identity) & self._mask]
-            usage = table.get(identity)
-            if usage is None:
-                identity, usage = self._new(table, quota, identity, now)
-            usages.append(usage)
-            if demand.role == TAKE:
-                spent = usage.spend(quota, cost, now)
-                if spent is None:
-                    break
-                if usage.count == cost:
-                    first.append((table, identity, usage))
-                left, reset = spent
-                if not left:
-                    usage.blocked = now + reset
-                standings.append(Standing(quota, left, reset / SECOND))
-            else:
-                usage.advance(quota, now)
-                if demand.role == GUARD and usage.room(quota) < 1:
-                    break
-        else:
-            for table, identity, usage in first:
+        if spent is not None:
+            if usage.count == cost:
                 self._order(table, identity, usage)
-            return Decision(True, tuple(standings), None, (), "", False, now)
-        # The last of them does not fit. What was spent for those before it a moment ago goes back.
-        for demand, usage in zip(demands, usages[:-1], strict=False):
-            if demand.role == TAKE:
-                usage.add(demand.quota, -demand.cost)
-        usages += (self._seen(demand, now) for demand in demands[len(usages) :])
-        decision = self._refuse(demands, usages, now)
-        if decision.reason == "ban" or not any(demand.role == STRIKE for demand in demands):
-            return decision
-        return self._strike(demands, usages, now)
+            if not spent[0]:
+                usage.blocked = now + spent[1]
+        return spent
+
+    def unspend(self, quota: Quota, identity: str, cost: int) -> None:
+        """Give back what was taken a moment ago."""
+        table = self._tables[quota.slot][hash(identity) & self._mask]
+        if identity not in table:
+            identity = OVERFLOW
+        usage = table[identity]
+        usage.add(quota, -cost)
+        usage.blocked = 0
+        if not usage.used:
+            del table[identity]
 
     def peek(self, demands: tuple[Demand, ...]) -> Decision:
         """What `hit` would say, without taking anything."""
@@ -167,7 +154,10 @@ class MemoryStore:
         return OVERFLOW, table.get(OVERFLOW) or Usage()
 
     def _seen(self, demand: Demand, now: int) -> Usage:
-        usage = self._table(demand).get(demand.identity) or Usage()
+        table = self._table(demand)
+        usage = table.get(demand.identity)
+        if usage is None:
+            usage = (table.get(OVERFLOW) if len(table) >= self._max_keys else None) or Usage()
         usage.advance(demand.quota, now)
         return usage
 

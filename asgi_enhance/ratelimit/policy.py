@@ -26,6 +26,9 @@ from asgi_enhance.errors import ConfigError
 BUCKETS = 32
 """Buckets a window is cut into: 97 % of the limit for a steady stream, and at most 33 counters an identity."""
 
+REACH = BUCKETS + 1
+"""Buckets from the beginning of one until it has left the window."""
+
 SECOND = 1_000_000
 """Time is counted in whole microseconds."""
 
@@ -119,8 +122,9 @@ class Usage(msgspec.Struct, gc=False):
     def spend(self, quota: Quota, cost: int, now: int) -> tuple[int, int] | None:
         """`advance`, and `add` if there is `room`: (the room left, its `reset`), or None. The others' work in one step,
         for the most frequent case of all."""
-        if self.newest != now // quota.width:
-            self._turn(now // quota.width)
+        bucket = now // quota.width
+        if bucket != self.newest:
+            self._turn(bucket)
         left = quota.limit - self.used - cost
         reset = 0
         if quota.bursty:
@@ -135,13 +139,14 @@ class Usage(msgspec.Struct, gc=False):
             if burst < left:
                 left = burst
                 reset = ceil((level + cost - quota.burst + burst + 1) / quota.drain)
+            if left >= 0:
+                self.level = level + cost
         if left < 0:
             return None
-        if quota.bursty:
-            self.level = level + cost
         self.used += cost
         self.count += cost
-        return left, reset or ((self.older[0] if self.older else self.newest) + BUCKETS + 1) * quota.width - now
+        older = self.older
+        return left, reset or ((older[0] if older else bucket) + REACH) * quota.width - now
 
     def advance(self, quota: Quota, now: int) -> None:
         """Let go of what has left the window and drain the level."""
@@ -170,7 +175,7 @@ class Usage(msgspec.Struct, gc=False):
         wait = 0
         over = self.used + cost - quota.limit
         if over > 0:
-            wait = (self._leaves(over) + BUCKETS + 1) * quota.width - now
+            wait = (self._leaves(over) + REACH) * quota.width - now
         if quota.bursty and (excess := self.level + cost - quota.burst) > ROUNDING:
             wait = max(wait, ceil(excess / quota.drain))
         return wait
@@ -181,8 +186,8 @@ class Usage(msgspec.Struct, gc=False):
             excess = self.level - (quota.burst - room - 1 if room < quota.burst else 0)
             return ceil(excess / quota.drain) if excess > 0.0 else 0
         if self.older:
-            return (self.older[0] + BUCKETS + 1) * quota.width - now
-        return (self.newest + BUCKETS + 1) * quota.width - now if self.count else 0
+            return (self.older[0] + REACH) * quota.width - now
+        return (self.newest + REACH) * quota.width - now if self.count else 0
 
     def add(self, quota: Quota, cost: int) -> None:
         self.used += cost
@@ -228,7 +233,7 @@ class Usage(msgspec.Struct, gc=False):
     def recovered(self, quota: Quota, now: int) -> bool:
         """Whether all that was used has left the window (the level has drained by then, too)."""
         last = self.newest if self.count else self.older[-2] if self.older else -BUCKETS
-        return (last + BUCKETS + 1) * quota.width <= now
+        return (last + REACH) * quota.width <= now
 
     def _turn(self, bucket: int) -> None:
         """Make `bucket` the newest."""
