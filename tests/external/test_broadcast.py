@@ -1,7 +1,8 @@
-"""The example page in a real browser: a message, a restart of the server, and what was said meanwhile."""
+"""The example page in a real browser: what was said before, a message, a restart, and what was said meanwhile."""
 
 import asyncio
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -29,24 +30,26 @@ async def nobody_listens(port: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("end", [LiveServer.stop, LiveServer.kill])
 @pytest.mark.parametrize("transport", ["websocket", "events"])
 @pytest.mark.parametrize("name", SERVERS)
 async def test_the_page_shows_what_was_said_while_its_server_restarted(
-    name: str, transport: str, redis_url: str
+    name: str, transport: str, end: Callable[[LiveServer], object], redis_url: str
 ) -> None:
     server = LiveServer("docs.examples.broadcast:app", server=name, env={"REDIS_URL": redis_url})
     elsewhere = RealTimeStreamProcessor(redis=RedisManager(redis_url), history=HISTORY)
     async with elsewhere, Browser() as browser:
+        await elsewhere.broadcast_to_group("room", {"from": "bob", "text": "0"})
         with server:
             await browser.open(f"{server.url}/?transport={transport}")
             await browser.until("document.querySelector('#state').className === 'open'")
             await elsewhere.broadcast_to_group("room", {"from": "ann", "text": "1"})
-            await shows(browser, "ann: 1")
-            server.kill()
+            await shows(browser, "bob: 0", "ann: 1")
+            await asyncio.to_thread(end, server)
             for text in ("2", "3"):
                 await elsewhere.broadcast_to_group("room", {"from": "ann", "text": text})
             await until(lambda: nobody_listens(server.port), seconds=10)  # its workers are gone too
             server.start()
-            await shows(browser, "ann: 1", "ann: 2", "ann: 3")
+            await shows(browser, "bob: 0", "ann: 1", "ann: 2", "ann: 3")
             await elsewhere.broadcast_to_group("room", {"from": "ann", "text": "4"})
-            await shows(browser, "ann: 1", "ann: 2", "ann: 3", "ann: 4")
+            await shows(browser, "bob: 0", "ann: 1", "ann: 2", "ann: 3", "ann: 4")
