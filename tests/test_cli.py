@@ -104,24 +104,16 @@ async def test_a_wrapped_app_finds_the_api_round_it_and_publishes() -> None:
             assert json.loads(await ada.recv()) == {"event": "news", "data": "/today"}
 
 
-def test_several_workers_without_redis_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_do_what_one_may_think_is_warned_of_and_a_port_in_use_ends_it() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
-        command = [
-            "serve",
-            "--backend",
-            "http://127.0.0.1:1",
-            "--cache",
-            "--broadcast",
-            "/ws/{client_id}",
-            "--port",
-            port,
-        ]
-        assert main([*command, "--workers", "1"]) == 1
-        assert "no other process can publish" in capsys.readouterr().err
-        assert subprocess.run([*COMMAND, *command, "--workers", "2"], capture_output=True, timeout=30).returncode == 1
+        options = ("--cache", "--broadcast", "/ws/{client_id}", "--port", str(taken.getsockname()[1]), "--workers", "2")
+        command = [*COMMAND, "serve", "--backend", "http://127.0.0.1:1", *options]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 1
+    assert "each of the 2 workers has its own state: --cache, --broadcast" in ended.stderr
+    assert "no other process can publish" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ def test_a_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_site_leads_to_every_page() -> None:
+    nav = set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.parent == ROOT / "docs"}
+    assert nav == pages | {"benchmarks/index.md"}
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_program_for_a_framework_does_what_the_page_says_of_it(framework: str, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(section(SERVED, framework))
