@@ -42,7 +42,7 @@ _REASONS = {
 
 _Sending = Awaitable[None]
 
-_ANSWERS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
+_OTHER_ANSWERS = {"websocket.accept", "websocket.http.response.start"}
 
 
 @checked
@@ -227,8 +227,8 @@ def announcing(fields: Headers, send: Send) -> Send:
     # Made for every request: its annotations are names, which cost nothing to look up.
     def send_with_fields(message: Message) -> _Sending:
         kind = message["type"]
-        if kind != "http.response.body" and kind in _ANSWERS:
-            message = {**message, "headers": [*message["headers"], *fields] if "headers" in message else fields}
+        if kind == "http.response.start" or kind in _OTHER_ANSWERS:
+            message = {**message, "headers": [*message.get("headers", ()), *fields]}
         return send(message)
 
     return send_with_fields

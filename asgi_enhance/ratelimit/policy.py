@@ -110,14 +110,18 @@ class Usage(msgspec.Struct, gc=False):
     `gc=False`, and plain numbers in a tuple: a hundred thousand of these must not slow the garbage collector down.
     """
 
-    used: int = 0
     newest: int = 0  # the bucket `count` belongs to
     count: int = 0
     older: tuple[int, ...] = ()  # bucket, count, bucket, count, … oldest first
+    past: int = 0  # the sum of those
     level: float = 0.0
     at: int = 0  # when `level` was drained last
     blocked: int = 0  # nothing fits before this time, as far as is known; kept by the store that evicts
     told: int = 0  # when Redis spoke of it last; kept by the share of a process
+
+    @property
+    def used(self) -> int:
+        return self.past + self.count
 
     def spend(self, quota: Quota, cost: int, now: int) -> tuple[int, int] | None:
         """`advance`, and `add` if there is `room`: (the room left, its `reset`), or None. The others' work in one step,
@@ -125,7 +129,8 @@ class Usage(msgspec.Struct, gc=False):
         bucket = now // quota.width
         if bucket != self.newest:
             self._turn(bucket)
-        left = quota.limit - self.used - cost
+        count = self.count + cost
+        left = quota.limit - self.past - count
         reset = 0
         if quota.bursty:
             level = self.level
@@ -143,8 +148,7 @@ class Usage(msgspec.Struct, gc=False):
                 self.level = level + cost
         if left < 0:
             return None
-        self.used += cost
-        self.count += cost
+        self.count = count
         older = self.older
         return left, reset or ((older[0] if older else bucket) + REACH) * quota.width - now
 
@@ -190,7 +194,6 @@ class Usage(msgspec.Struct, gc=False):
         return (self.newest + REACH) * quota.width - now if self.count else 0
 
     def add(self, quota: Quota, cost: int) -> None:
-        self.used += cost
         self.count += cost
         if quota.bursty:
             self.level = min(self.level + cost, quota.limit)  # a debt, too, has drained when the window is over
@@ -202,7 +205,6 @@ class Usage(msgspec.Struct, gc=False):
         if bucket == self.newest:
             back = min(cost, self.count)
             self.count -= back
-            self.used -= back
         else:
             older = self.older
             for i in range(0, len(older), 2):
@@ -210,7 +212,7 @@ class Usage(msgspec.Struct, gc=False):
                     back = min(cost, older[i + 1])
                     rest = (bucket, older[i + 1] - back) if older[i + 1] > back else ()
                     self.older = (*older[:i], *rest, *older[i + 2 :])
-                    self.used -= back
+                    self.past -= back
         if quota.bursty:
             self.level = max(0.0, self.level - max(0.0, cost - max(0, self.at - admitted) * quota.drain))
 
@@ -218,7 +220,6 @@ class Usage(msgspec.Struct, gc=False):
         """Count as used what others have, until there is `room` in the window and `spare` at once, or less already."""
         others = quota.limit - self.used - room
         if others > 0:
-            self.used += others
             self.count += others
         if quota.bursty:
             self.level = max(self.level, quota.burst - spare)
@@ -237,19 +238,21 @@ class Usage(msgspec.Struct, gc=False):
 
     def _turn(self, bucket: int) -> None:
         """Make `bucket` the newest."""
+        past = self.used
         older = (*self.older, self.newest, self.count) if self.count else self.older
         back = older[-2] - bucket if older else 0
         if back > 0:  # the clock was set back
             older = tuple(n - back if i % 2 == 0 else n for i, n in enumerate(older))
         oldest, i = bucket - BUCKETS, 0
         while i < len(older) and older[i] < oldest:
-            self.used -= older[i + 1]
+            past -= older[i + 1]
             i += 2
         self.newest = bucket
         if older and older[-2] == bucket:
             self.count, self.older = older[-1], older[i:-2]
         else:
             self.count, self.older = 0, older[i:] if i else older
+        self.past = past - self.count
 
     def _leaves(self, units: int) -> int:
         """The bucket with which, oldest first, `units` have left."""
