@@ -284,8 +284,9 @@ class FanOut:
                 continue
             self._connection = connection
             connection.state = WRITING  # a `send` that publishes in its turn must not overtake itself
+            send = connection.send  # called right there it would be looked up as a method is, which takes longer
             try:
-                await connection.send(frame.message)
+                await send(frame.message)
             except (Exception, asyncio.CancelledError):  # the publisher is not cancelled in here: nothing waits
                 connection.broken()
             if connection.state is WRITING:
