@@ -25,9 +25,11 @@ PAUSE = 0.02  # seconds between messages
 class Client:
     """A member of the group: what it was given, and where it was told that something may be missing."""
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: ClientConnection, server: int) -> None:
         self.socket = socket
+        self.server = server
         self.numbers: list[int] = []
+        self.local: list[int] = []  # of the group without a history, published in the client's own process
         self.resets = 0
         self.joined = asyncio.Event()
         self._next: tuple[str, int] | None = None
@@ -35,7 +37,10 @@ class Client:
     async def read(self) -> None:
         async for text in self.socket:
             frame = json.loads(text)
-            if frame["type"] == "message":
+            if "local" in frame:
+                if frame["server"] == self.server:
+                    self.local.append(frame["local"])
+            elif frame["type"] == "message":
                 self.numbers.append(frame["data"])
                 epoch, offset = self._position(frame)
                 assert (epoch, offset) == self._next, f"{frame} came where {self._next} was due"
@@ -57,6 +62,7 @@ class Publisher:
     def __init__(self, servers: list[LiveServer], http: httpx2.AsyncClient) -> None:
         self.accepted = 0
         self.refusals = 0
+        self.local = [0, 0]  # messages published in each process to the group without a history
         self._servers = servers
         self._http = http
         self._stop = False
@@ -65,6 +71,7 @@ class Publisher:
         while not self._stop:
             number = self.accepted + 1
             server = self._servers[number % 2]
+            await self._to_local(number % 2)
             answer = await self._http.post(f"{server.url}/publish/kept?key={number}", content=str(number))
             if answer.status_code == 200:
                 self.accepted = number
@@ -72,6 +79,12 @@ class Publisher:
                 assert answer.status_code == 503
                 self.refusals += 1
             await asyncio.sleep(PAUSE)
+
+    async def _to_local(self, server: int) -> None:
+        self.local[server] += 1
+        message = json.dumps({"local": self.local[server], "server": server})
+        answer = await self._http.post(f"{self._servers[server].url}/publish/plain", content=message)
+        assert answer.status_code == 200
 
     async def more(self, count: int) -> None:
         goal = self.accepted + count
@@ -93,7 +106,7 @@ async def stage(redis: RedisServer) -> AsyncIterator[tuple[list[Client], Publish
             for number in range(2 * CLIENTS):
                 url = f"{servers[number % 2].ws_url}/ws/{number}?group=kept&group=plain"
                 socket = await stack.enter_async_context(connect(url, compression=None, ping_interval=None))
-                clients.append(Client(socket))
+                clients.append(Client(socket, number % 2))
             readers = [asyncio.create_task(client.read()) for client in clients]
             await asyncio.gather(*(client.joined.wait() for client in clients))
             publisher = Publisher(servers, http)
@@ -111,6 +124,8 @@ async def stage(redis: RedisServer) -> AsyncIterator[tuple[list[Client], Publish
                 reader.cancel()
             for result in await asyncio.gather(*readers, return_exceptions=True):
                 assert isinstance(result, asyncio.CancelledError), repr(result)
+            for client in clients:
+                assert client.local == list(range(1, publisher.local[client.server] + 1))
 
 
 def any_done(tasks: list[asyncio.Task[None]]) -> bool:
@@ -167,7 +182,7 @@ async def test_a_redis_that_forgets_everything_costs_every_client_one_reset(faul
             assert len(client.numbers) - len(set(client.numbers)) <= 1
 
 
-async def test_groups_without_a_history_go_on_within_their_process_while_redis_is_away() -> None:
+async def test_while_redis_is_away_all_else_goes_on_within_a_process() -> None:
     with RedisServer() as redis, LiveServer("tests.broadcast.app:app", env={"REDIS_URL": redis.url}) as server:
         async with (
             httpx2.AsyncClient() as http,
