@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from enum import Enum
 from inspect import isawaitable
+from math import inf
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -94,8 +95,8 @@ class Cache(Resource[R], Generic[R]):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        if not ttl > 0:
-            raise ConfigError(f"ttl must be more than 0 seconds, not {ttl!r}")
+        if not 0 < ttl < inf:
+            raise ConfigError(f"ttl must be a number of seconds above 0, not {ttl!r}")
         if not collapse_timeout > 0:
             raise ConfigError(f"collapse_timeout must be more than 0 seconds, not {collapse_timeout!r}")
         if not hit_for_miss >= 0:
@@ -166,10 +167,10 @@ class Cache(Resource[R], Generic[R]):
         give_up = time.monotonic() + self.collapse_timeout
         name = self.value_name(key)
         while True:
-            value = await self._value(key)
-            if value is not None:
+            found = await self._readable(key, as_type)
+            if found is not None:
                 self.stats.value_hits += 1
-                return value.load(as_type)
+                return found[1]
             flight = self.flights.find(name)
             if flight is None:
                 self.stats.value_misses += 1
@@ -199,10 +200,10 @@ class Cache(Resource[R], Generic[R]):
         claim = Claim.PASS
         try:
             while self.remote and (claim := await self.claim(name, give_up)) is Claim.AGAIN:
-                if (found := await self._value(key)) is not None:
+                if (found := await self._readable(key, as_type)) is not None:
                     self.stats.collapsed += 1
-                    flight.share(found)
-                    return found.load(as_type)
+                    flight.share(found[0])
+                    return found[1]
             epoch, started = self.purges.number, time.perf_counter()
             computed = await self._compute(compute)
             kept = self._packed(computed, ttl, tags, epoch=epoch, render_time=time.perf_counter() - started)
@@ -219,6 +220,17 @@ class Cache(Resource[R], Generic[R]):
             if claim is Claim.GRANTED and not overtaken:
                 await self.release(name)
 
+    async def _readable(self, key: str, as_type: Any) -> tuple[Value, Any] | None:
+        """The value, and what it is as `as_type`; None if it is not there, or if another release wrote another type."""
+        value = await self._value(key)
+        if value is None:
+            return None
+        try:
+            return value, value.load(as_type)
+        except CacheError:
+            self.stats.corrupt += 1
+            return None
+
     async def _compute(self, compute: Callable[[], Any]) -> Any:
         self.stats.computations += 1
         result = compute()
@@ -226,8 +238,10 @@ class Cache(Resource[R], Generic[R]):
 
     def _packed(self, value: Any, ttl: float | None, tags: Sequence[str], *, epoch: int, render_time: float) -> Value:
         seconds = self.ttl if ttl is None else ttl
-        if not seconds > 0:
-            raise CacheError(f"ttl must be more than 0 seconds, not {seconds!r}")
+        if not 0 < seconds < inf:
+            raise CacheError(f"ttl must be a number of seconds above 0, not {seconds!r}")
+        if isinstance(tags, str):
+            raise CacheError("tags must be a sequence of names, not one string")
         kind, data = values.dump(value)
         return Value(kind, self.clock() + seconds, tuple(tags), render_time, epoch, data)
 
@@ -342,7 +356,8 @@ class Cache(Resource[R], Generic[R]):
     ) -> None:
         """Make entries and values go: those with any of `tags`, of one URL, of all URLs that begin with `prefix`, all.
 
-        URLs are as the app sees them: `https://host/path?query`. `soft` marks responses stale instead of removing
+        URLs are whole and as the app sees them, query included: `https://host/path?query`; they are those of responses,
+        not the keys of values. `soft` marks responses stale instead of removing
         them, so that they are validated, or served while they are renewed. The cost does not depend on how much is
         kept. A response that is being made while the purge comes is purged as well.
         """
@@ -350,9 +365,9 @@ class Cache(Resource[R], Generic[R]):
             raise CacheError("tags must be a sequence of names, not one string")
         facts = [Fact("tag", tag, soft) for tag in tags]
         if url is not None:
-            facts.append(Fact("url", url, soft))
+            facts.append(Fact("url", _absolute("url", url), soft))
         if prefix is not None:
-            facts.append(Fact("prefix", prefix, soft))
+            facts.append(Fact("prefix", _absolute("prefix", prefix), soft))
         if everything:
             facts.append(Fact("all", "", soft))
         if not facts:
@@ -408,3 +423,12 @@ class Cache(Resource[R], Generic[R]):
 
     async def _purge(self, facts: Sequence[Fact]) -> None:
         raise NotImplementedError
+
+
+def _absolute(name: str, url: str) -> str:
+    """A URL as keys have it: scheme and host in lower case (RFC 3986 6.2.2.1)."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise CacheError(f"{name} must be whole, as https://example.org/path, not {url!r}")
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}://{host.lower()}{slash}{path}"

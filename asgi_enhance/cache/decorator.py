@@ -4,7 +4,8 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
-from typing import Any, ParamSpec, TypeVar
+from math import inf
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import msgspec
 
@@ -22,7 +23,7 @@ def cached(
     cache: Cache[Any] | None = None,
     key: Callable[..., str] | None = None,
     tags: Sequence[str] = (),
-    as_type: Any = Any,
+    as_type: Any = None,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Keep the results of an async function.
 
@@ -31,17 +32,19 @@ def cached(
     key:     makes the key from the arguments. Default: the function's name and all its arguments, which must be such
              as msgspec encodes; where one cannot be (a session, a request), say with `key` what tells calls apart.
     tags:    names to purge results by.
-    as_type: what structures are decoded into (a msgspec type). Default: plain dicts, lists and the like.
+    as_type: what structures are decoded into (a msgspec type). Default: what the function declares to return, so that
+             a hit gives what a miss gives. If it declares nothing, or nothing msgspec can make: dicts, lists and so on.
 
     The function gets `.cache`, `.key(*arguments)` and `await .forget(*arguments)`.
     """
-    if not ttl > 0:
-        raise ConfigError(f"ttl must be more than 0 seconds, not {ttl!r}")
+    if not isinstance(ttl, (int, float)) or not 0 < ttl < inf:
+        raise ConfigError(f"ttl must be a number of seconds above 0, not {ttl!r}")
 
     def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         if not inspect.iscoroutinefunction(function):
             raise ConfigError(f"cached is for async functions, which {function!r} is not")
         store = cache if cache is not None else MemoryCache()
+        returned = _declared(function) if as_type is None else as_type
         signature = inspect.signature(function)
         name = f"{function.__module__}.{function.__qualname__}"
 
@@ -66,7 +69,7 @@ def cached(
                 lambda: function(*arguments, **options),
                 ttl,
                 tags=tags,
-                as_type=as_type,
+                as_type=returned,
             )
             return result
 
@@ -79,6 +82,16 @@ def cached(
         return wrapper
 
     return decorate
+
+
+def _declared(function: Callable[..., Any]) -> Any:
+    """The type a function says it returns, if msgspec can decode into it."""
+    try:
+        declared = get_type_hints(function).get("return", Any)
+        msgspec.msgpack.Decoder(declared)
+    except (NameError, TypeError):  # a name that only a type checker sees; a type that is not data
+        return Any
+    return declared
 
 
 def _kind(value: object) -> str:

@@ -303,6 +303,7 @@ class Exchange:
         if isinstance(verdict, str):
             if self._request.method == "GET":
                 layer.stats.refused += 1
+                layer.stats.too_large += verdict == "too-large"
             detail = verdict
             if self._leads is not None:
                 self._leads.alone()

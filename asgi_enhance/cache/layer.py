@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any, Literal
 
 from asgi_enhance.asgi.lifespan import run_lifespan
@@ -17,7 +18,7 @@ from asgi_enhance.cache.policy.conditional import asking
 from asgi_enhance.cache.policy.options import RISKY_HEADERS, Options
 from asgi_enhance.cache.policy.reuse import DIRECTIVES
 from asgi_enhance.cache.request import WATCHED, Key, Request
-from asgi_enhance.cache.rules import CacheRule
+from asgi_enhance.cache.rules import CacheRule, field_names
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked
 
@@ -106,6 +107,9 @@ class CacheMiddleware:
         for name, number in (("max_body", max_body), ("max_vary", max_vary), ("early", early)):
             if not number >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {number!r}")
+        for code, seconds in (negative_ttl or {}).items():
+            if not 0 < seconds < inf:
+                raise ConfigError(f"negative_ttl[{code}] must be a number of seconds above 0, not {seconds!r}")
         if not refresh_timeout > 0:
             raise ConfigError(f"refresh_timeout must be more than 0 seconds, not {refresh_timeout!r}")
         if cache_status is not None and not _is_token(cache_status):
@@ -116,17 +120,19 @@ class CacheMiddleware:
         self.options = Options(
             private=private,
             heuristic=heuristic,
-            targeted=tuple(name.lower().encode("latin-1") for name in targeted),
+            targeted=field_names("targeted", targeted),
             set_cookie=set_cookie,
             cookies=cookies,
-            risky_headers=RISKY_HEADERS if risky_headers is None else frozenset(_names(risky_headers)),
+            risky_headers=RISKY_HEADERS
+            if risky_headers is None
+            else frozenset(field_names("risky_headers", risky_headers)),
             negative_ttl=dict(negative_ttl or {}),
             max_body=max_body,
             max_vary=max_vary,
             jitter=jitter,
             invalid_age=invalid_age,
             honour=frozenset(honour),
-            encodings=tuple(_names(encodings)),
+            encodings=field_names("encodings", encodings),
         )
         self.collapse = collapse
         self.early = early
@@ -140,7 +146,7 @@ class CacheMiddleware:
         self._rules = tuple(rules)
         self._namespace = namespace.encode()
         credentials = (b"authorization", b"cookie") if private else ()
-        self._partition_by = (*_names(key_headers), *credentials)
+        self._partition_by = (*field_names("key_headers", key_headers), *credentials)
         self._glances = not (self._partition_by or early)
         self._find = self.cache.glance
         self._clock = self.cache.clock
@@ -259,12 +265,6 @@ def _default_cache(redis: Any) -> Cache[Any]:
     from asgi_enhance.cache.redis import RedisCache
 
     return RedisCache(redis)
-
-
-def _names(names: Iterable[str]) -> list[bytes]:
-    if isinstance(names, (str, bytes)):
-        raise ConfigError(f"a list of field names is wanted, not one string: {names!r}")
-    return [name.lower().encode("latin-1") for name in names]
 
 
 def _is_token(name: str) -> bool:

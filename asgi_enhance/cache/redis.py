@@ -212,8 +212,7 @@ class RedisCache(Cache[RedisRunning]):
         return digest((*request.partition, b"", *names, b"", *request.variant(names)))
 
     def knows(self, key: Key) -> bool:
-        known, _ = self._varies.get(digest(key), (None, NO_VARY))
-        return known is not None
+        return any(self._varies.get(digest(key), (None, NO_VARY))[1])
 
     def flight_name(self, request: Request) -> Hashable:
         name = digest(request.key)

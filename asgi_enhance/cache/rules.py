@@ -1,12 +1,26 @@
 """Rules for apps that send no Cache-Control: which paths may be cached, and for how long."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from typing import Final
 
 from asgi_enhance.asgi.path import path_pattern
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked
+
+_FIELD_NAME: Final = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")
+"""A token (RFC 9110 5.6.2), without `*`, which as a member of Vary is no name."""
+
+
+def field_names(option: str, names: Iterable[str]) -> tuple[bytes, ...]:
+    """Names of fields as scopes have them; ConfigError naming the option if one is none."""
+    names = tuple(names)
+    for name in names:
+        if not _FIELD_NAME.fullmatch(name):
+            raise ConfigError(f"{option}: {name!r} is not the name of a field")
+    return tuple(name.lower().encode("ascii") for name in names)
 
 
 @checked
@@ -39,13 +53,15 @@ class CacheRule:
     def __post_init__(self) -> None:
         for name in ("ttl", "stale_while_revalidate", "stale_if_error"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"{name} must be at least 0 seconds, not {value!r}")
+            if value is not None and not 0 <= value < inf:
+                raise ConfigError(f"{name} must be a number of seconds from 0, not {value!r}")
         if isinstance(self.vary, (str, bytes)) or isinstance(self.tags, str):
             raise ConfigError("vary and tags must be sequences of names, not one string")
+        if "?" in self.path:
+            raise ConfigError(f"path is matched without the query, so nothing is like {self.path!r}")
         object.__setattr__(self, "_pattern", path_pattern(self.path))
-        names = (name if isinstance(name, bytes) else name.encode("latin-1") for name in self.vary)
-        object.__setattr__(self, "nominated", tuple(name.lower() for name in names))
+        names = (name.decode("latin-1") if isinstance(name, bytes) else name for name in self.vary)
+        object.__setattr__(self, "nominated", field_names("vary", names))
         object.__setattr__(self, "statuses", frozenset(self.statuses))
 
     def matches(self, path: str) -> bool:

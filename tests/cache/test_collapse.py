@@ -196,6 +196,13 @@ async def test_a_body_that_is_too_large_passes_and_is_not_kept(cache: Cache[Any]
     assert layer.stats.too_large == 2
 
 
+async def test_a_body_that_says_it_is_too_large_is_not_said_to_be_stored(cache: Cache[Any]) -> None:
+    layer = CacheMiddleware(Origin(Answer(FRESH, "Content-Length: 1200", body=b"x" * 1200)), cache=cache, max_body=1000)
+    answer = await request(layer, "/")
+    assert (answer.header("cache-status") or "").endswith("detail=too-large")
+    assert layer.stats.too_large == 1
+
+
 @pytest.mark.parametrize("lines", [[FRESH], ["Content-Type: text/event-stream", "Cache-Control: no-store"]])
 async def test_an_endless_stream_is_not_held_up(cache: Cache[Any], lines: list[str]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,13 +1,23 @@
 """Caches as the users' own code sees them, and what all of them promise."""
 
 import asyncio
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pytest
 
-from asgi_enhance.cache import Cache, CacheMiddleware, MemoryCache, RedisCache, TieredCache, cached, generate_cache_key
+from asgi_enhance.cache import (
+    Cache,
+    CacheMiddleware,
+    CacheRule,
+    MemoryCache,
+    RedisCache,
+    TieredCache,
+    cached,
+    generate_cache_key,
+)
 from asgi_enhance.cache.core import Claim
 from asgi_enhance.cache.memory import Slot
 from asgi_enhance.errors import CacheError, ConfigError
@@ -297,6 +307,20 @@ async def test_nobody_is_answered_with_what_is_purged_while_another_reads_what_w
         await any_cache.purge(tags=["a"])
 
 
+async def test_a_purge_names_whole_urls_whatever_the_case_of_the_host(any_cache: Cache[Any]) -> None:
+    layer = CacheMiddleware(Origin(Answer("Cache-Control: max-age=60")), cache=any_cache)
+    what: dict[str, Any]
+    for what in ({"url": "HTTP://TestServer/a?b=C"}, {"prefix": "http://TESTSERVER/a"}):
+        await request(layer, "/a?b=C")
+        await any_cache.purge(**what)
+        told = (await request(layer, "/a?b=C")).header("cache-status")
+        assert told == "asgi-enhance; fwd=uri-miss; fwd-status=200; stored"
+        await any_cache.purge(everything=True)
+    for what in ({"url": "/a"}, {"prefix": "/a"}):
+        with pytest.raises(CacheError, match="whole"):
+            await any_cache.purge(**what)
+
+
 async def test_a_purge_must_say_what(any_cache: Cache[Any]) -> None:
     with pytest.raises(CacheError, match="what"):
         await any_cache.purge()
@@ -400,6 +424,7 @@ async def test_variants_are_capped_and_the_oldest_goes(any_cache: Cache[Any]) ->
         ({"max_entries": 0}, "max_entries"),
         ({"max_variants": 0}, "max_variants"),
         ({"ttl": 0}, "ttl"),
+        ({"ttl": float("inf")}, "ttl"),
         ({"collapse_timeout": 0}, "collapse_timeout"),
         ({"hit_for_miss": -1}, "hit_for_miss"),
     ],
@@ -423,12 +448,31 @@ def test_a_bad_bound_is_named(options: dict[str, Any], name: str) -> None:
         ({"refresh_timeout": 0}, "refresh_timeout"),
         ({"cache_status": "two words"}, "cache_status"),
         ({"key_headers": "X-Tenant"}, "key_headers"),
+        ({"key_headers": ["X Tenant"]}, "key_headers"),
+        ({"targeted": ["CDN Cache"]}, "targeted"),
+        ({"negative_ttl": {404: float("inf")}}, "negative_ttl"),
+        ({"negative_ttl": {404: -1}}, "negative_ttl"),
         ({"cache": MemoryCache(), "redis": "redis://localhost"}, "cache and redis"),
     ],
 )
 def test_a_bad_option_is_named(options: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         CacheMiddleware(Origin(Answer()), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"ttl": float("inf")}, "ttl"),
+        ({"stale_if_error": -1}, "stale_if_error"),
+        ({"path": "/a?b"}, "path"),
+        ({"vary": ["*"]}, "vary"),
+        ({"vary": [b"two words"]}, "vary"),
+    ],
+)
+def test_a_rule_that_cannot_be_meant_is_named(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        CacheRule(**{"path": "/a", **options})
 
 
 def test_a_cluster_cannot_be_tracked() -> None:
@@ -488,6 +532,61 @@ async def test_a_cached_function_is_called_once_for_the_same_arguments() -> None
     await double.forget(1)  # type: ignore[attr-defined]
     await double(1)
     assert calls == [1, "1", 1]
+
+
+class Point(msgspec.Struct):
+    x: int
+
+
+@dataclass
+class Named:
+    name: str
+
+
+async def test_a_hit_gives_what_the_function_declares_to_return() -> None:
+    @cached(60)
+    async def find(x: int) -> tuple[Point, Named | None, set[int], Decimal]:
+        return Point(x), Named("a"), {1}, Decimal("1.5")
+
+    assert await find(1) == await find(1) == (Point(1), Named("a"), {1}, Decimal("1.5"))
+    assert find.cache.stats.value_hits == 1  # type: ignore[attr-defined]
+
+
+async def test_a_declared_type_that_is_no_data_is_given_as_it_is_kept() -> None:
+    class Opaque:
+        pass
+
+    @cached(60)
+    async def declared(x: int) -> "Opaque | dict[str, int]":
+        return {"x": x}
+
+    @cached(60)
+    async def silent(x):  # type: ignore[no-untyped-def]
+        return {"x": x}
+
+    for function in (declared, silent):
+        assert await function(1) == await function(1) == {"x": 1}
+
+
+@pytest.mark.parametrize("ttl", [0, float("inf"), "60", None])
+def test_a_cached_function_needs_a_number_of_seconds(ttl: Any) -> None:
+    with pytest.raises(ConfigError, match="ttl"):
+        cached(ttl)
+
+
+async def test_a_value_that_another_release_wrote_is_computed_anew(any_cache: Cache[Any]) -> None:
+    async def compute() -> Point:
+        return Point(2)
+
+    await any_cache.set("key", {"y": 1})
+    for _ in range(2):
+        assert await any_cache.get_or_compute("key", compute, as_type=Point) == Point(2)
+    assert (any_cache.stats.corrupt, any_cache.stats.computations) == (1, 1)
+
+
+async def test_tags_are_names_and_not_one_string(any_cache: Cache[Any]) -> None:
+    with pytest.raises(CacheError, match="tags"):
+        await any_cache.set("key", 1, tags="users")
 
 
 async def test_arguments_of_two_types_are_two_calls() -> None:

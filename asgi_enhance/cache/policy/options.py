@@ -38,6 +38,7 @@ TELLING: Final = frozenset(
         b"cache-groups",
         b"cache-tag",
         b"connection",
+        b"content-length",
         b"content-location",
         b"date",
         b"etag",

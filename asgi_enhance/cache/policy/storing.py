@@ -163,6 +163,9 @@ def _obstacle(
         return "method"
     if status < 200 or status in (206, 304):
         return "partial" if status == 206 else "status"
+    length = index.get(b"content-length")
+    if length is not None and fields.delta_seconds(length[0].strip()) > options.max_body:
+        return "too-large"
     if response.trailers:
         return "trailers"
     understood = "must-understand" in directives and status in UNDERSTOOD
