@@ -30,7 +30,7 @@ class CacheStats:
     refused: int = 0
     """Responses that may not or should not be stored."""
     too_large: int = 0
-    """Copies given up because they outgrew `max_body`."""
+    """Bodies that said they were larger than `max_body`, and copies given up because they outgrew it."""
     invalidations: int = 0
     purges: int = 0
     evictions: int = 0
