@@ -9,11 +9,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
-from urllib.parse import urlsplit
 
 from asgi_enhance.errors import EnhanceError
-
-_PORTS = {"http": 80, "https": 443}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,22 +173,8 @@ async def _problems(settings: Any) -> list[str]:
                 if report["healthy"]:
                     print(f"✓ {backend} answers")
                 else:
-                    problems.append(f"API_LOAD_BALANCER_BACKENDS: {backend} {await _trouble(backend)}")
+                    problems.append(f"API_LOAD_BALANCER_BACKENDS: {backend}: {report['last_failure']}")
     return problems
-
-
-async def _trouble(url: str) -> str:
-    """Why a backend is not healthy: not there, or there and not well."""
-    parts = urlsplit(url)
-    try:
-        async with asyncio.timeout(2):
-            _, writer = await asyncio.open_connection(parts.hostname, parts.port or _PORTS[parts.scheme])
-    except TimeoutError:
-        return "does not answer within 2 s"
-    except OSError as error:
-        return f"cannot be reached: {error.strerror or error}"
-    writer.close()
-    return "is there, but GET / gives no status from 200 to 399"
 
 
 def _need_uvicorn() -> None:

@@ -166,7 +166,8 @@ def test_check_says_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["check"]) == 1
     printed = capsys.readouterr().out
     assert "✗ REDIS_URL" in printed
-    assert "✗ API_LOAD_BALANCER_BACKENDS: http://127.0.0.1:1 cannot be reached" in printed
+    assert "✗ API_LOAD_BALANCER_BACKENDS: http://127.0.0.1:1: " in printed
+    assert "Connect call failed" in printed
     assert "secret" not in printed
 
 
@@ -176,7 +177,7 @@ def test_check_says_that_a_backend_is_there_but_not_well(
     with LiveServer("tests.testing.apps:failing") as failing:
         monkeypatch.setenv("API_LOAD_BALANCER_BACKENDS", failing.url)
         assert main(["check"]) == 1
-    assert "GET / gives no status from 200 to 399" in capsys.readouterr().out
+    assert "500" in capsys.readouterr().out
 
 
 def test_check_names_a_bad_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,6 +208,17 @@ async def test_every_metric_is_on_the_page_and_every_one_on_the_page_is_there() 
     assert told == await exposed()
 
 
+def test_every_count_of_a_core_is_on_the_page_and_every_one_on_the_page_is_counted() -> None:
+    page = (DOCS / "metrics.md").read_text()
+    api = asgi_enhance.EnhancedAPI("redis://127.0.0.1:1", settings=asgi_enhance.Settings())
+    for name, core in api._cores().items():
+        table = page.split(f"| `{name}` | |\n")[1].split("\n\n")[0]
+        told = [
+            word for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for word in re.findall(r"`(\w+)`", cell)
+        ]
+        assert sorted(told) == sorted(field.name for field in dataclasses.fields(core.stats)), name
+
+
 def test_every_setting_is_on_the_page_with_its_variable_and_default() -> None:
     page = (DOCS / "api.md").read_text()
     for field in dataclasses.fields(asgi_enhance.Settings):
