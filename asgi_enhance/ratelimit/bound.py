@@ -33,7 +33,7 @@ class BoundRule:
     in_flight: requests of each identity that hold a slot of the rule's `concurrency`.
     """
 
-    __slots__ = ("_on_error", "asks", "demands", "in_flight", "key", "match", "name", "plain", "rule")
+    __slots__ = ("_on_error", "_told_of_cost", "asks", "demands", "in_flight", "key", "match", "name", "plain", "rule")
 
     def __init__(self, rule: Rule, name: str, client: Key, on_error: str, limiter: RateLimiter) -> None:
         if (rule.ban or rule.charge) and limiter.strategy != STRATEGIES[0]:
@@ -44,6 +44,7 @@ class BoundRule:
         self.key = resolve_key(rule.key, client)
         self.in_flight: dict[str, int] = {}
         self._on_error = rule.on_error or on_error
+        self._told_of_cost = False
         self.plain = not (rule.concurrency or rule.charge or rule.max_delay or rule.shadow)
         self.asks: tuple[tuple[Quota, int], ...] | None = None
         self.demands: Callable[[str], tuple[Demand, ...]] | None = None
@@ -70,7 +71,9 @@ class BoundRule:
         try:
             check_cost(units)
         except ConfigError as error:
-            logger.error("rule %r: %s; the request is refused", self.name, error)
+            if not self._told_of_cost:  # not once a request
+                logger.error("rule %r: %s; such requests are refused", self.name, error)
+            self._told_of_cost = True
             units = MAX_LIMIT + 1  # more than any quota holds
         return self._asks(() if given is None else quotas(given, self.name), units)(identity)
 
@@ -97,6 +100,8 @@ def bind(
     bound = [BoundRule(rule, rule.name or f"rule-{i}", client, on_error, limiter) for i, rule in enumerate(rules, 1)]
     if default is not None:
         rule = default if isinstance(default, Rule) else Rule(default)
+        if rule.matcher() is not None:
+            raise ConfigError("default must apply to every request: give a Rule with path, methods or host to rules")
         bound.append(BoundRule(rule, rule.name or DEFAULT, client, on_error, limiter))
     names = [rule.name for rule in bound]
     if len(set(names)) < len(names):

@@ -38,7 +38,7 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
 
 
 class Decision(msgspec.Struct, gc=False):
-    """Whether a request is admitted, and all that an answer says about it.
+    """Whether a request is admitted, and all that an answer says about it. True if it is.
 
     allowed:     the request may go on.
     standings:   one for each quota that was asked.
@@ -57,6 +57,9 @@ class Decision(msgspec.Struct, gc=False):
     reason: str = ""
     degraded: bool = False
     at: int = 0
+
+    def __bool__(self) -> bool:
+        return self.allowed
 
     @property
     def remaining(self) -> int:

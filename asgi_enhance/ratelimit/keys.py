@@ -4,8 +4,9 @@ A key is any callable `key(scope)`, sync or async, that returns a string, bytes,
 for "this rule is not about this request". The ones here are the usual ones.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from ipaddress import ip_network
 from typing import Any, TypeAlias
@@ -14,6 +15,8 @@ from asgi_enhance.asgi.address import ClientAddress, normalise
 from asgi_enhance.asgi.scope import header
 from asgi_enhance.asgi.types import Scope
 from asgi_enhance.errors import ConfigError, RateLimitError
+
+logger = logging.getLogger("asgi_enhance.ratelimit")
 
 Identity: TypeAlias = str | bytes | int | tuple[Any, ...] | None
 Key = Callable[[Scope], Identity | Awaitable[Identity]]
@@ -72,6 +75,8 @@ def by_header(name: str) -> Key:
 
 def by_user(scope: Scope) -> Identity:
     """The user that an authentication layer further out has put into `scope["user"]`; nobody's if there is none."""
+    if "user" not in scope:
+        _say_that_nobody_authenticates()
     user = scope.get("user")
     if user is None or not getattr(user, "is_authenticated", True):
         return None
@@ -85,6 +90,13 @@ def by_user(scope: Scope) -> Identity:
         if value not in (None, ""):
             return value if isinstance(value, str | int | bytes) else str(value)
     return None
+
+
+@cache
+def _say_that_nobody_authenticates() -> None:
+    logger.warning(
+        'a rule by user does not apply: the scope has no "user". The layer that authenticates must be outside this one'
+    )
 
 
 def combine(*keys: Key) -> Key:

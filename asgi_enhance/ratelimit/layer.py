@@ -92,10 +92,12 @@ class RateLimitMiddleware:
             raise ConfigError("limiter excludes redis and expected_workers: give those to the limiter")
         if on_error not in (None, "local", "open", "closed"):
             raise ConfigError(f"on_error must be 'local', 'open' or 'closed', not {on_error!r}")
-        if not 0 <= retry_jitter < float("inf"):
-            raise ConfigError(f"retry_jitter must be 0 or more, not {retry_jitter!r}")
-        if not (message_close_code == 1000 or 1001 <= message_close_code <= 4999):
-            raise ConfigError(f"message_close_code must be from 1000 to 4999, not {message_close_code!r}")
+        if not 0 <= retry_jitter <= 1:
+            raise ConfigError(f"retry_jitter must be from 0 to 1, not {retry_jitter!r}")
+        if not 1000 <= message_close_code <= 4999 or message_close_code in (1004, 1005, 1006, 1015):
+            raise ConfigError(
+                f"message_close_code must be one that can be sent, 1000 to 4999: not {message_close_code!r}"
+            )
         self.app = app
         self.limiter = limiter or RateLimiter(redis=redis, expected_workers=expected_workers)
         memory = self.limiter.at_once

@@ -1,7 +1,9 @@
 """What a user writes: which requests, whose, how many. A `Rule` is configuration; `bound` makes of it what runs."""
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from inspect import iscoroutinefunction
 from typing import Literal
 
 from asgi_enhance.asgi.path import path_pattern
@@ -20,11 +22,15 @@ Cost = Callable[[Scope], "int | Awaitable[int]"]
 
 KINDS = ("http", "websocket", "message")
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_WHAT = {"methods": "method, as in ['GET', 'POST']", "host": "name without scheme and port, or *.name"}
+_HOST = re.compile(r"(\*\.)?[\w.-]+|\[[0-9A-Fa-f:.]+\]")
+
 
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ban:
-    """Refuse everything of a rule's identity for a while after it has been refused too often.
+    """Refuse an identity all that its rule matches for a while, after it has been refused too often.
 
     after:   refusals that lead to a ban.
     within:  seconds in which they have to happen. Default: 60.
@@ -66,8 +72,8 @@ class Rule:
                  two.
     key:         `"client"` (default), `"user"`, `"header:x-api-key"`, a callable (see `keys`), or a tuple of these.
     cost:        units a request takes, or a callable of the scope, sync or async. Default: 1.
-    charge:      `charge(scope, status)` (101 for a WebSocket) when the response is finished: further units, or a
-                 negative number to give back.
+    charge:      `charge(scope, status)` (101 for a WebSocket), sync, when the response is finished: further units, or
+                 a negative number to give back.
     concurrency: requests of one identity in flight at once in this process. Default: no limit.
     max_delay:   seconds a request may wait until it fits before it is refused. Default: 0.
     ban:         a `Ban`. Default: none.
@@ -77,6 +83,7 @@ class Rule:
     """
 
     limits: Limits | Tier | None
+    _: KW_ONLY
     name: str = ""
     path: str | Sequence[str] | None = None
     methods: str | Sequence[str] | None = None
@@ -108,6 +115,18 @@ class Rule:
             raise ConfigError("Rule: concurrency and charge are for requests and handshakes, not for messages")
         if self.on_error not in (None, "local", "open", "closed"):
             raise ConfigError(f"Rule: on_error must be 'local', 'open' or 'closed', not {self.on_error!r}")
+        if self.charge is not None and iscoroutinefunction(self.charge):
+            raise ConfigError("Rule: charge must not be async: it is asked when the response has gone out")
+        for what, values, pattern in (
+            ("methods", self.methods, _TOKEN),
+            ("host", self.host, _HOST),
+            ("path", self.path, None),
+        ):
+            if values is not None:
+                if not _several(values):
+                    raise ConfigError(f"Rule: {what} must not be empty: it would never match")
+                if pattern and (wrong := [value for value in _several(values) if not pattern.fullmatch(value)]):
+                    raise ConfigError(f"Rule: {what} can never be one of {wrong}: each must be one {_WHAT[what]}")
         self.matcher()
         resolve_key(self.key, by_user)
 
@@ -147,7 +166,7 @@ def resolve_key(spec: KeySpec | tuple[KeySpec, ...], client: Key) -> Key:
         return client
     if spec == "user":
         return by_user
-    if isinstance(spec, str) and spec.startswith("header:") and len(spec) > 7:
+    if isinstance(spec, str) and spec.startswith("header:") and _TOKEN.fullmatch(spec[7:]):
         return by_header(spec[7:])
     raise ConfigError(f"Rule: key must be 'client', 'user', 'header:<name>', a callable or a tuple, not {spec!r}")
 

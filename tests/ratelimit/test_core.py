@@ -42,6 +42,12 @@ async def test_a_hit_tells_the_whole_decision() -> None:
     assert not refused.degraded
 
 
+async def test_a_decision_is_true_if_it_admits() -> None:
+    limiter = RateLimiter("1/minute")
+    assert await limiter.hit("a")
+    assert not await limiter.hit("a")
+
+
 async def test_limits_can_be_assigned_at_run_time_and_what_was_used_stays_used() -> None:
     limiter = RateLimiter("5/minute")
     for _ in range(5):

@@ -9,7 +9,7 @@ import pytest
 
 from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.errors import ConfigError
-from asgi_enhance.ratelimit import Ban, RateLimiter, RateLimitMiddleware, Rule
+from asgi_enhance.ratelimit import Ban, RateLimiter, RateLimitMiddleware, Rule, keys
 from asgi_enhance.ratelimit.policy import MAX_LIMIT, Quota
 from asgi_enhance.testing.driver import Driver, Response, WebSocket, http_scope, request, websocket_scope
 from tests.ratelimit.apps import answers, hello, limits_of
@@ -442,3 +442,57 @@ def test_a_ban_that_cannot_work_is_a_config_error(arguments: dict[str, Any]) -> 
 def test_bans_and_charges_need_the_strategy_that_knows_them(rule: Rule) -> None:
     with pytest.raises(ConfigError, match="strategy"):
         limited(rule, limiter=RateLimiter("5/minute", strategy="fixed-window"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"methods": "POST,PUT"},
+        {"methods": []},
+        {"path": []},
+        {"host": "example.com:8000"},
+        {"host": "http://example.com"},
+        {"host": "*"},
+        {"key": "header: x-api-key"},
+    ],
+    ids=str,
+)
+def test_a_rule_that_could_never_work_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"Rule: {next(iter(options))} "):
+        Rule("1/minute", **options)
+
+
+def test_a_charge_cannot_be_waited_for() -> None:
+    async def late(scope: Scope, status: int) -> int:
+        return 1
+
+    with pytest.raises(ConfigError, match="charge must not be async"):
+        Rule("1/minute", charge=late)  # type: ignore[arg-type]
+
+
+def test_a_second_rate_is_no_name() -> None:
+    with pytest.raises(TypeError):
+        Rule("10/second", "100/minute")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("options", [{"path": "/x"}, {"methods": "GET"}, {"host": "example.com"}], ids=str)
+def test_the_default_rule_is_for_every_request(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="default must apply to every request"):
+        RateLimitMiddleware(hello, default=Rule("1/minute", **options))
+
+
+async def test_a_rule_by_user_says_once_that_nobody_authenticates(caplog: pytest.LogCaptureFixture) -> None:
+    layer = RateLimitMiddleware(hello, [Rule("1/minute", key="user")])
+    keys._say_that_nobody_authenticates.cache_clear()
+    for _ in range(3):
+        await request(layer)
+    assert caplog.text.count('the scope has no "user"') == 1
+    keys._say_that_nobody_authenticates.cache_clear()
+    await request(layer, user=None)
+    assert caplog.text.count('the scope has no "user"') == 1
+
+
+async def test_a_cost_that_cannot_be_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    layer = RateLimitMiddleware(hello, [Rule("10/minute", cost=lambda scope: 0.5)])
+    assert [(await request(layer)).status for _ in range(3)] == [429] * 3
+    assert caplog.text.count("such requests are refused") == 1
