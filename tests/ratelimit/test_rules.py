@@ -472,7 +472,7 @@ def test_a_charge_cannot_be_waited_for() -> None:
 
 def test_a_second_rate_is_no_name() -> None:
     with pytest.raises(TypeError):
-        Rule("10/second", "100/minute")  # type: ignore[misc]
+        Rule("10/second", "100/minute")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("options", [{"path": "/x"}, {"methods": "GET"}, {"host": "example.com"}], ids=str)
@@ -493,6 +493,7 @@ async def test_a_rule_by_user_says_once_that_nobody_authenticates(caplog: pytest
 
 
 async def test_a_cost_that_cannot_be_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    layer = RateLimitMiddleware(hello, [Rule("10/minute", cost=lambda scope: 0.5)])
+    half: Any = 0.5
+    layer = RateLimitMiddleware(hello, [Rule("10/minute", cost=lambda scope: half)])
     assert [(await request(layer)).status for _ in range(3)] == [429] * 3
     assert caplog.text.count("such requests are refused") == 1
