@@ -4,8 +4,9 @@ All of it is synchronous: between two awaits of anybody else the registry is who
 that was there when it came, in the order in which messages came.
 
 Messages that come for one group in the same turn of the loop are handed over together, connection by connection: a
-burst then runs through warm caches and few system calls. Whatever else is to be delivered, and whoever comes or goes,
-has what waits handed over first, so that nothing overtakes.
+burst then runs through warm caches and few system calls. A large group takes several turns, so that the loop serves
+others in between. Whatever else is to be delivered, and whoever comes or goes, has what waits handed over first, so
+that nothing overtakes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,9 @@ from asgi_enhance.broadcast.wire import Encoding, Frame, Publication, control, c
 
 BATCH = 64
 """Messages handed over together at most."""
+
+TURN = 1000
+"""Deliveries in one turn of the loop, unless something else is not to overtake them: some milliseconds."""
 
 
 class Group:
@@ -48,7 +52,17 @@ class Group:
 class Hub:
     """The connections, clients and groups of one processor on one event loop."""
 
-    __slots__ = ("_batch", "_batch_group", "_under_way", "clients", "connections", "groups", "shared")
+    __slots__ = (
+        "_batch",
+        "_batch_group",
+        "_parts",
+        "_turning",
+        "_under_way",
+        "clients",
+        "connections",
+        "groups",
+        "shared",
+    )
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -57,7 +71,9 @@ class Hub:
         self.groups: dict[str, Group] = {}
         self._batch: list[Publication] = []
         self._batch_group: Group | None = None
-        self._under_way: Iterator[tuple[Connection, Frame]] = iter(())
+        self._under_way: Iterator[tuple[Connection, Frame]] = iter(())  # the part that is being handed over
+        self._parts: Iterator[Iterable[tuple[Connection, Frame]]] = iter(())  # those that follow it
+        self._turning = False  # the next turn has been asked for
 
     # -- who is here
 
@@ -129,35 +145,55 @@ class Hub:
     # -- fan-out
 
     def to_group(self, group: Group, message: Publication) -> None:
-        """Hand a message to all members here, at the end of this turn of the loop at the latest."""
+        """Hand a message to all members here, beginning at the end of this turn of the loop."""
         if self._batch and (self._batch_group is not group or len(self._batch) >= BATCH):
             self.flush()
         if not self._batch:
             self._batch_group = group
-            self.shared.loop.call_soon(self.flush)
+            if not self._turning:
+                self._turning = True
+                self.shared.loop.call_soon(self._turn)
         self._batch.append(message)
 
     def flush(self) -> None:
         """Hand over what waits. A `send` that publishes gets here in the middle of it: what is under way goes first."""
-        FanOut(self._under_way).run()
-        if not self._batch:
-            return
-        batch, group = self._batch, self._batch_group
-        assert group is not None
-        self._batch = []
-        self._hand_over(chain.from_iterable(self._deliveries(group, batch)))
+        while True:
+            self._hand_over(chain(self._under_way, chain.from_iterable(self._parts)))
+            if not self._batch:
+                return
+            self._parts = self._take_batch()
+
+    def _turn(self) -> None:
+        """Hand over a part of what waits, and the next one in the next turn."""
+        part = next(self._parts, None)
+        if part is None and self._batch:
+            self._parts = self._take_batch()
+            part = next(self._parts, None)
+        self._turning = part is not None
+        if part is not None:
+            self.shared.loop.call_soon(self._turn)
+            self._hand_over(iter(part))
 
     def _hand_over(self, due: Iterator[tuple[Connection, Frame]]) -> None:
         self._under_way = due
         FanOut(due).run()
 
-    def _deliveries(self, group: Group, batch: list[Publication]) -> Iterator[Iterable[tuple[Connection, Frame]]]:
-        for encoding, members in tuple(group.members.items()):
-            self.shared.stats.deliveries += len(members) * len(batch)
-            if encoding is Encoding.EVENT_STREAM_CURSOR:
-                yield self._with_cursors(tuple(members), batch)
-            elif members:
-                yield product(members, [message.frame(encoding) for message in batch])
+    def _take_batch(self) -> Iterator[Iterable[tuple[Connection, Frame]]]:
+        batch, group = self._batch, self._batch_group
+        assert group is not None
+        self._batch = []
+        return self._deliveries(tuple((encoding, tuple(members)) for encoding, members in group.members.items()), batch)
+
+    def _deliveries(
+        self, members: Iterable[tuple[Encoding, tuple[Connection, ...]]], batch: list[Publication]
+    ) -> Iterator[Iterable[tuple[Connection, Frame]]]:
+        together = max(1, TURN // len(batch))
+        for encoding, connections in members:
+            frames = [] if encoding is Encoding.EVENT_STREAM_CURSOR else [each.frame(encoding) for each in batch]
+            for start in range(0, len(connections), together):
+                part = connections[start : start + together]
+                self.shared.stats.deliveries += len(part) * len(batch)
+                yield product(part, frames) if frames else self._with_cursors(part, batch)
 
     def _with_cursors(
         self, members: Iterable[Connection], batch: list[Publication]

@@ -215,7 +215,8 @@ async def test_a_message_published_while_another_is_being_sent_comes_after_it() 
         await ann.ended()
 
 
-async def test_what_a_send_publishes_comes_to_everybody_after_what_was_being_sent() -> None:
+@pytest.mark.parametrize("hurried", [False, True])
+async def test_what_a_send_publishes_comes_to_everybody_after_what_was_being_sent(hurried: bool) -> None:
     got: list[str] = []
 
     async def nothing() -> Message:
@@ -235,10 +236,44 @@ async def test_what_a_send_publishes_comes_to_everybody_after_what_was_being_sen
         await processor.add_connection("ann", (nothing, reentrant), ["g"], listen=False)
         await processor.add_connection("bob", (nothing, write), ["g"], listen=False)
         await processor.broadcast_to_group("g", 1)
-        await asyncio.sleep(0)
+        if hurried:  # something is not to overtake it
+            await processor.send_to_client("ann", 0)
+        for _ in range(3):
+            await asyncio.sleep(0)
         assert got == ["1", "2", "3"]
         await processor.remove_connection("ann")
         await processor.remove_connection("bob")
+
+
+async def test_a_large_group_does_not_hold_the_loop_and_is_not_overtaken() -> None:
+    got: list[tuple[int, str]] = []
+
+    def writes(number: int) -> Send:
+        async def write(message: Message) -> None:
+            got.append((number, message["text"]))
+
+        return write
+
+    async def nothing() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with RealTimeStreamProcessor() as processor:
+        for number in range(2500):
+            await processor.add_connection(f"c{number}", (nothing, writes(number)), ["g"], listen=False)
+        await processor.broadcast_to_group("g", 1)
+        await asyncio.sleep(0)
+        assert 0 < len(got) < 2500  # others have their turn
+        await processor.broadcast_to_group("g", 2)
+        await processor.send_to_client("c2499", 3)
+        await processor.broadcast_to_group("g", 4)
+        await until(lambda: len(got) == 3 * 2500 + 1)
+        assert [text for number, text in got if number == 2499] == ["1", "2", "3", "4"]
+        await processor.broadcast_to_group("g", 5)
+        await until(lambda: len(got) == 4 * 2500 + 1)
+        assert all([t for n, t in got if n == number] == ["1", "2", "4", "5"] for number in (0, 1000, 2498))
+        for number in range(2500):
+            await processor.remove_connection(f"c{number}")
 
 
 async def test_a_send_that_closes_its_own_connection_and_then_waits_is_finished() -> None:
