@@ -52,13 +52,10 @@ class DrainOnSigterm:
         self._entered = False
 
     def arm(self) -> None:
-        """Be the first to hear of SIGTERM, also where the server listens for signals only after startup.
-
-        To be called when a connection comes: before, there is nobody to be sent away.
+        """Be in front of the loop as well. To be called when a connection comes: before, there is nobody to send away,
+        and a server may run startup and its requests each with a wakeup descriptor of its own.
         """
         if self._in_front is None and self._entered and self._loop is asyncio.get_running_loop():
-            if signal.getsignal(signal.SIGTERM) != self._handle:
-                self._before = signal.signal(signal.SIGTERM, self._handle)
             self._in_front = Wakeup(self._loop)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,11 +1,12 @@
 """Taking, watching and letting go of connections: limits, hooks, idle clients, drain, and what is left behind."""
 
 import asyncio
+import signal
 
 import pytest
 
 from asgi_enhance.asgi.types import Receive, Scope, Send
-from asgi_enhance.broadcast import BroadcastRouter, History, Limits, RealTimeStreamProcessor
+from asgi_enhance.broadcast import BroadcastRouter, History, Limits, RealTimeStreamProcessor, sigterm
 from asgi_enhance.errors import WebSocketError
 from asgi_enhance.testing.driver import Driver, Lifetime, Response, WebSocket, http_scope, request, websocket_scope
 from tests.broadcast.helpers import client, until
@@ -195,6 +196,24 @@ async def test_shutdown_drains() -> None:
         await until(lambda: router.processor.stats.connections == 1)
     assert (await ann.next())["code"] == 1012
     await ann.ended()
+
+
+async def test_a_server_that_does_not_ask_for_sigterm_may_write_its_last_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(sigterm, "PARTING", 0.05)
+    monkeypatch.setattr("os.kill", lambda *arguments: killed.append(arguments))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        async with RealTimeStreamProcessor() as processor, sigterm.DrainOnSigterm(processor, 0.0):
+            signal.raise_signal(signal.SIGTERM)
+            node = await processor.started()
+            await until(lambda: node.draining)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert killed == []
+            await until(lambda: killed)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def test_without_lifespan_the_first_connection_starts_it() -> None:
