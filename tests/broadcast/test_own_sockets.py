@@ -53,6 +53,7 @@ async def test_remove_connection_closes_the_socket_it_serves() -> None:
         await ann.accepted()
         await until(lambda: processor.stats.connections == 1)
         await processor.remove_connection("ann")
+        await processor.send_to_client("ann", "too late")
         assert await ann.next() == {"type": "websocket.close", "code": 1000, "reason": ""}
         await ann.ended()
         assert processor.stats.connections == 0

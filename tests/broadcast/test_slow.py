@@ -149,6 +149,26 @@ async def test_drain_waits_for_what_is_in_the_outbox() -> None:
         await draining
 
 
+async def test_what_is_published_while_the_farewell_waits_does_not_come_after_it() -> None:
+    async with RealTimeStreamProcessor() as processor:
+        router = BroadcastRouter(processor=processor)
+        slow = await stuck(router)
+        await publish(router, 5)
+        draining = asyncio.create_task(router.drain(spread=0.0))
+        assert await numbers(slow, 4) == list(range(4))
+        await until(lambda: processor.stats.outbox_bytes == 0)
+        for _ in range(5):  # the writer has ended, and the farewell waits for the last message to be read
+            await asyncio.sleep(0)
+        (connection,) = (await processor.started()).hub.connections
+        assert connection.closing
+        assert connection.busy
+        await publish(router, 1)
+        await numbers(slow, 1)
+        assert (await slow.next())["code"] == 1012
+        await draining
+        assert slow.sent[-1]["type"] == "websocket.close"
+
+
 async def test_a_member_may_leave_while_its_group_is_being_sent_to() -> None:
     """`send` is the application's to wrap, and it is called in the middle of a fan-out."""
     processor = RealTimeStreamProcessor()
