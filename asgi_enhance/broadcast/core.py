@@ -189,7 +189,7 @@ class RealTimeStreamProcessor(Resource[Node]):
 
         Messages of one connection are handled one after the other. What the handler returns, unless None, is sent back
         to the connection. An exception is logged and answered with an error. A sync handler runs on the event loop: it
-        must not block.
+        must not block. A second handler of the same type takes the place of the first.
 
         schema: a msgspec Struct, dataclass or TypedDict the message is converted to; what does not fit is answered
                 with an error. Default: the decoded JSON object.

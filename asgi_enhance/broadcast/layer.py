@@ -28,6 +28,8 @@ Authenticate: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity]]
 
 
 RETRY = [(b"retry-after", b"1")]
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
+"""As RFC 6454 §6.2 writes them: no path, and no slash at the end."""
 
 
 @checked
@@ -79,6 +81,9 @@ class BroadcastRouter:
                     raise ConfigError(f"{name} belongs to the processor: give it there, or give no processor")
         if isinstance(origins, str):
             raise ConfigError(f"origins must be a collection of origins, not the string {origins!r}")
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ConfigError(f"origins must be like https://example.org, or *, not {origin!r}")
         if drain_spread is not None and drain_spread < 0:
             raise ConfigError(f"drain_spread must be a number of seconds or None, not {drain_spread!r}")
         self.app = app

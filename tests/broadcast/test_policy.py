@@ -59,6 +59,10 @@ def test_names_are_short_and_printable(name: object) -> None:
         checked_name(name, "group")
 
 
+def test_origins_are_taken_as_browsers_write_them() -> None:
+    BroadcastRouter(origins=["*", "null", "https://A.example:8443", "http://[::1]:80", "chrome-extension://abc"])
+
+
 @pytest.mark.parametrize(
     ("build", "argument"),
     [
@@ -76,6 +80,9 @@ def test_names_are_short_and_printable(name: object) -> None:
         (lambda: BroadcastRouter(path="/ws"), "path"),
         (lambda: BroadcastRouter(sse_path="/{client_id}/{client_id}"), "sse_path"),
         (lambda: BroadcastRouter(origins="https://a.example"), "origins"),
+        (lambda: BroadcastRouter(origins=["a.example"]), "origins"),
+        (lambda: BroadcastRouter(origins=["https://a.example/"]), "origins"),
+        (lambda: BroadcastRouter(origins=["https://*.example"]), "origins"),
         (lambda: BroadcastRouter(drain_spread=-1), "drain_spread"),
         (lambda: BroadcastRouter(processor=RealTimeStreamProcessor(), history={}), "history"),
     ],
