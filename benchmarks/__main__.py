@@ -9,11 +9,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks import harness, report
 
@@ -67,22 +68,21 @@ def main() -> int:
         def say(text: str) -> None:
             bars.console.print(text, markup=False, highlight=False)
 
+        def tell(bar: TaskID, script: str, part: harness.Part) -> None:
+            if isinstance(part, harness.Progress):
+                bars.update(bar, description=f"{script}: {part.doing}", completed=part.done, total=part.of)
+            else:
+                say(f"\n{part.markdown()}")
+
         all_of_it = bars.add_task("all", total=len(scripts))
         say(report.machine())
         for script in scripts:
-            bar = bars.add_task(script)
-
-            def tell(part: harness.Part, script: str = script, bar: object = bar) -> None:
-                if isinstance(part, harness.Progress):
-                    bars.update(bar, description=f"{script}: {part.doing}", completed=part.done, total=part.of)  # type: ignore[arg-type]
-                else:
-                    say(f"\n{part.markdown()}")
-
             say(f"\n## {script}")
+            bar = bars.add_task(script)
             quick = ["--quick"] if chosen.quick else []
-            parts, good = run(script, quick, tell)
+            parts, good = run(script, quick, partial(tell, bar, script))
             if good and script in ALSO:
-                more, good = run(script, [*quick, *ALSO[script]], tell)
+                more, good = run(script, [*quick, *ALSO[script]], partial(tell, bar, script))
                 parts += more
             bars.remove_task(bar)
             bars.advance(all_of_it)
