@@ -81,7 +81,7 @@ async def test_a_stop_finishes_what_is_under_way_and_sends_the_broadcasters_clie
         port = int(url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 8\r\n\r\nhalf")
-        async with asyncio.timeout(10), connect(f"ws://127.0.0.1:{port}/ws/ada") as ada:
+        async with asyncio.timeout(20), connect(f"ws://127.0.0.1:{port}/ws/ada") as ada:
             await reader.readuntil(b"first")
             process.send_signal(signal.SIGTERM)
             with pytest.raises(ConnectionClosed) as closed:
@@ -96,7 +96,7 @@ async def test_a_stop_finishes_what_is_under_way_and_sends_the_broadcasters_clie
 
 async def test_a_wrapped_app_finds_the_api_round_it_and_publishes() -> None:
     with running("wrap", "tests.testing.apps:halves", "--broadcast", "/ws/{client_id}") as url:
-        async with asyncio.timeout(10), connect(f"{url.replace('http', 'ws')}/ws/ada") as ada:
+        async with asyncio.timeout(20), connect(f"{url.replace('http', 'ws')}/ws/ada") as ada:
             await ada.send('{"type": "ping"}')
             await ada.recv()
             async with httpx2.AsyncClient() as client:

@@ -95,7 +95,7 @@ def serving(python: Path, folder: Path) -> Iterator[str]:
     server = subprocess.Popen([python, "-m", "uvicorn", "module:app", "--port", str(port)], cwd=folder)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(500):
+        for _ in range(1000):
             try:
                 httpx2.get(f"{url}/metrics")
                 break

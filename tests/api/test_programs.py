@@ -128,7 +128,7 @@ def test_a_body_that_was_read_before_is_forwarded_and_one_that_is_gone_is_an_err
 
 async def test_the_stream_processor_serves_websockets_of_a_framework(parts: LiveServer) -> None:
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(20),
         connect(f"{parts.ws_url}/ws/ada") as ada,
         connect(f"{parts.ws_url}/ws/bob") as bob,
         httpx2.AsyncClient(base_url=parts.url) as client,
