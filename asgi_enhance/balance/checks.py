@@ -14,7 +14,7 @@ from asgi_enhance.balance.backend import Backend, Endpoint
 from asgi_enhance.balance.health import Roster
 from asgi_enhance.balance.options import HealthCheck
 from asgi_enhance.balance.upstream.http1 import Connection
-from asgi_enhance.balance.upstream.pool import tls_of
+from asgi_enhance.balance.upstream.pool import dial, tls_of
 
 logger = logging.getLogger("asgi_enhance.balance")
 
@@ -71,8 +71,7 @@ def _log(endpoint: Endpoint, why: str) -> None:
 
 async def probe(backend: Backend, check: HealthCheck) -> str:
     """One check: does the backend answer the path in time with a status that is expected? What is wrong, or nothing."""
-    loop = asyncio.get_running_loop()
-    connection = Connection(loop, _Nobody(), max_head=MAX_HEAD)
+    connection = Connection(asyncio.get_running_loop(), _Nobody(), max_head=MAX_HEAD)
     host = (check.host or backend.host or backend.authority.decode()).encode()
     request = b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % (
         backend.target(*_split(check.path)),
@@ -80,13 +79,7 @@ async def probe(backend: Backend, check: HealthCheck) -> str:
     )
     try:
         async with asyncio.timeout(check.timeout):
-            await loop.create_connection(
-                lambda: connection,
-                backend.address or backend.hostname,
-                backend.port,
-                ssl=(tls := tls_of(backend)),
-                server_hostname=backend.hostname if tls else None,
-            )
+            await dial(backend, connection, tls_of(backend))
             connection.begin(request, to_head=False, whole=True)
             while connection.status is None:
                 await connection.progress()

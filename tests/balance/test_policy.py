@@ -143,9 +143,10 @@ def test_without_a_bound_a_client_stays_whatever_its_backend_carries() -> None:
     made = endpoints(1, 1, 1)
     policy = IpHash(bound=None)
     rng = random.Random(1)
-    home = policy.pick(made, 0.0, rng, b"client")
-    home.in_flight = 1000
-    assert policy.pick(made, 0.0, rng, b"client") is home
+    homes = {key: policy.pick(made, 0.0, rng, key) for key in (b"%d" % number for number in range(20))}
+    assert len({home.id for home in homes.values()}) == 3
+    homes[b"0"].in_flight = 1000
+    assert all(policy.pick(made, 0.0, rng, key) is home for key, home in homes.items())
 
 
 @pytest.mark.parametrize(

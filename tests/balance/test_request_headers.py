@@ -120,6 +120,14 @@ async def test_27_a_host_that_is_one_is_kept(http: str, host: bytes) -> None:
         assert backend.last.one(b"host") == (host or backend.url.removeprefix("http://").encode())
 
 
+def test_27_what_is_said_of_a_host_is_remembered_only_if_that_is_short() -> None:
+    made = rules()
+    for size in (300, 20):
+        fields = made.request({**http_scope(), "headers": [(b"host", b"a" * size)]}).fields
+        assert (b"x-forwarded-host", b"a" * size) in fields
+    assert made._said.cache_info().currsize == 1
+
+
 async def test_28_x_forwarded_for_of_a_stranger_is_replaced(http: str) -> None:
     request = await seen(b"X-Forwarded-For: 6.6.6.6", b"X-Forwarded-For: 7.7.7.7", http=http)
     assert request.all(b"x-forwarded-for") == [b"127.0.0.1"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,17 @@ async def test_96_a_kept_alive_connection_that_ends_is_not_replaced_for_a_post(h
     async with front(closes_after(1), http) as (_, port):
         statuses = [(await ask(port, get(method=b"POST"))).status for _ in range(2)]
         assert statuses == [200, 502]
+
+
+async def test_96_a_connection_that_is_still_closing_is_not_used_again() -> None:
+    async with ScriptedBackend() as backend:
+        app = LoadBalanceApp([backend.url])
+        assert (await request(app)).status == 200
+        upstream: Any = app.balancer.opened().upstream(app.balancer.endpoints[0])  # type: ignore[union-attr]
+        upstream._idle[0].eof_received()  # and `connection_lost` is yet to come
+        assert (await request(app)).status == 200
+        assert len(backend.wires) == 2
+        await app.balancer.close()
 
 
 async def test_96_a_post_is_not_risked_on_a_connection_that_has_ended_already() -> None:

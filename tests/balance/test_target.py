@@ -11,6 +11,7 @@ from asgi_enhance.balance.failure import Rejected
 from asgi_enhance.balance.headers import HeaderRules
 from asgi_enhance.balance.rewrite import Rewriter
 from asgi_enhance.balance.target import strict_query
+from asgi_enhance.testing.driver import request
 from tests.balance.wire import ScriptedBackend, ask, front, get, serve
 
 
@@ -119,6 +120,15 @@ async def test_10_an_encoded_line_break_stays_encoded(http: str) -> None:
     assert await forwarded(b"/a%0d%0aX-Injected:%20yes", http) == b"/a%0d%0aX-Injected:%20yes"
 
 
+@pytest.mark.parametrize("value", [b"a\r\nX-Injected: yes", b"a\nb", b"a\rb", b"a\0b"])
+async def test_10_a_line_break_that_a_layer_in_front_let_in_reaches_no_backend(value: bytes) -> None:
+    async with ScriptedBackend() as backend:
+        app = LoadBalanceApp([backend.url])
+        assert (await request(app, headers=[(b"x-a", value)])).status == 400
+        assert not backend.requests
+        await app.balancer.close()
+
+
 @pytest.mark.parametrize(("strip", "seen"), [(True, b"/x"), (False, b"/api/x")])
 async def test_11_the_mount_is_stripped_unless_it_is_to_be_kept(http: str, strip: bool, seen: bytes) -> None:
     async with ScriptedBackend() as backend:
@@ -206,6 +216,13 @@ async def test_14_path_and_domain_of_a_cookie_are_rewritten_on_demand(
 ) -> None:
     forwarding = Forwarding(rewrite_cookies=True)
     assert await fields_14(http, f"set-cookie: {said}", base=base, forwarding=forwarding) == [f"set-cookie: {seen}"]
+
+
+def test_14_the_backends_host_by_another_scheme_is_somebody_else() -> None:
+    head = HeaderRules(Forwarding()).request({"headers": [(b"host", b"front.example")], "client": None})
+    rewriter = Rewriter(Backend("http://b"), head, "/m")
+    assert rewriter.location(b"https://b/x") == b"https://b/x"
+    assert rewriter.location(b"HTTP://B:80/x") == b"/m/x"
 
 
 async def test_14_only_what_was_asked_for_is_rewritten(http: str) -> None:

@@ -98,17 +98,10 @@ class Http1Upstream:
         return None
 
     async def _connect(self) -> Connection:
-        backend = self._backend
         connection = Connection(self._loop, self, max_head=self._limits.max_response_head)
         try:
             async with asyncio.timeout(self._timeouts.connect):
-                await self._loop.create_connection(
-                    lambda: connection,
-                    backend.address or backend.hostname,
-                    backend.port,
-                    ssl=self._tls,
-                    server_hostname=backend.hostname if self._tls else None,
-                )
+                await dial(self._backend, connection, self._tls)
         except BaseException as error:
             connection.abort()
             if isinstance(error, Exception):
@@ -166,6 +159,17 @@ async def _hand_on_interim(connection: Connection, exchange: Exchange) -> None:
     if exchange.on_interim is not None:
         for status, fields in interim:
             await exchange.on_interim(status, fields)
+
+
+async def dial(backend: Backend, protocol: asyncio.Protocol, tls: ssl.SSLContext | None) -> None:
+    """Connect to a backend. Raises what `connect_failure` understands."""
+    await asyncio.get_running_loop().create_connection(
+        lambda: protocol,
+        backend.address or backend.hostname,
+        backend.port,
+        ssl=tls,
+        server_hostname=backend.hostname if tls else None,
+    )
 
 
 def tls_of(backend: Backend) -> ssl.SSLContext | None:

@@ -18,7 +18,7 @@ from asgi_enhance.asgi.types import Headers
 from asgi_enhance.balance.backend import Backend
 from asgi_enhance.balance.failure import UpstreamFailure
 from asgi_enhance.balance.options import Limits, Timeouts
-from asgi_enhance.balance.upstream.pool import connect_failure, tls_of
+from asgi_enhance.balance.upstream.pool import connect_failure, dial, tls_of
 
 if TYPE_CHECKING:
     from asgi_enhance.balance.exchange import Answer, Exchange
@@ -94,16 +94,9 @@ class WebSocketUpstream:
         """Nothing is kept between exchanges."""
 
     async def _connect(self, connection: ClientConnection) -> None:
-        backend = self._backend
         try:
             async with asyncio.timeout(self._timeouts.connect):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: connection,
-                    backend.address or backend.hostname,
-                    backend.port,
-                    ssl=self._tls,
-                    server_hostname=backend.hostname if self._tls else None,
-                )
+                await dial(self._backend, connection, self._tls)
         except Exception as error:
             raise connect_failure(error) from error
 
