@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from asgi_enhance.broadcast import BroadcastRouter, History, RealTimeStreamProcessor
+from asgi_enhance.broadcast.log import Position
 from asgi_enhance.testing.driver import Driver, http_scope, request
 from tests.broadcast.helpers import client, until
 
@@ -51,6 +52,22 @@ async def test_a_stream_says_what_it_is_and_keeps_proxies_from_holding_it_back(r
         assert headers["content-type"] == "text/event-stream"
         assert headers["cache-control"] == "no-store"
         assert headers["x-accel-buffering"] == "no"
+
+
+async def test_its_cursor_names_places_only_also_while_it_begins_with_the_last_messages(
+    router: BroadcastRouter,
+) -> None:
+    for group in ("room", "hall"):
+        await router.processor.broadcast_to_group(group, 1)
+    async with stream(router, "group=room&group=hall&last=1") as ann:
+        await ann.opened()
+        seen = [await ann.event() for _ in range(4)]
+        assert [msgspec.json.decode(data)["type"] for _, data in seen] == ["joined", "message"] * 2
+        for cursor, _ in seen:
+            assert cursor is not None
+            places = dict(place.split("=") for place in cursor.split("&"))
+            assert all(Position.parse(place) is not None for place in places.values())
+        assert set(places) == {"room", "hall"}
 
 
 async def test_groups_are_the_same_over_both_transports(router: BroadcastRouter) -> None:

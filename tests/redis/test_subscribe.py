@@ -52,6 +52,15 @@ async def test_after_close_nothing_is_delivered_and_the_server_is_told(redis: Re
     assert got == [b"1"]
 
 
+async def test_a_second_listener_is_ready_when_the_channel_is(redis: RedisManager) -> None:
+    await redis.subscribe("other", print).ready()
+    first, second = redis.subscribe("c", print), redis.subscribe("c", print)
+    assert not second.is_ready  # the server has not answered yet
+    await first.ready()
+    assert second.is_ready
+    assert redis.subscribe("c", print).is_ready
+
+
 async def test_a_channel_left_and_joined_again_at_once_is_on(redis: RedisManager) -> None:
     got: list[bytes] = []
     await redis.subscribe("other", print).ready()
