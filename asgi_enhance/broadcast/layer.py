@@ -108,8 +108,6 @@ class BroadcastRouter:
             await self._pass_on(scope, receive, send)
             return
         node = await self.processor.started()
-        if self._sigterm is not None:
-            self._sigterm.arm()
         open = self._open_websocket if kind == "websocket" else self._open_events
         connection = await open(node, scope, receive, send, match["client_id"] if match.groupdict() else "")
         if connection is not None:

@@ -68,6 +68,7 @@ class Node:
     def __init__(self, options: Options, processors: Mapping[str, Processor], stats: Stats) -> None:
         self.options = options
         self.draining = False
+        self.on_arrival: Callable[[], None] = lambda: None  # a connection is about to be taken
         self._tasks = Tasks()
         self._stats = stats
         self._limits = options.limits
@@ -126,6 +127,7 @@ class Node:
         Raises Refused, or RedisUnavailable, before `accept` is called.
         """
         self.admit(client_id, len(groups))
+        self.on_arrival()
         self._pending[client_id] += 1
         self._all_pending += 1
         try:

@@ -32,14 +32,13 @@ class DrainOnSigterm:
         self._tasks = Tasks()
         self._before: Any = None
         self._taken = False
-        self._entered = False
         self._in_front: Wakeup | None = None
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         with contextlib.suppress(ValueError):  # not the main thread: the signal is somebody else's business
             self._before = signal.signal(signal.SIGTERM, self._handle)
-            self._entered = True
+            (await self._processor.started()).on_arrival = self._get_in_front
         return self
 
     async def __aexit__(
@@ -47,15 +46,14 @@ class DrainOnSigterm:
     ) -> None:
         if self._in_front is not None:
             self._in_front.close()
-        if self._entered and signal.getsignal(signal.SIGTERM) == self._handle:
+        if signal.getsignal(signal.SIGTERM) == self._handle:
             signal.signal(signal.SIGTERM, self._before)
-        self._entered = False
 
-    def arm(self) -> None:
-        """Be in front of the loop as well. To be called when a connection comes: before, there is nobody to send away,
-        and a server may run startup and its requests each with a wakeup descriptor of its own.
+    def _get_in_front(self) -> None:
+        """Called when a connection comes: before, there is nobody to send away, and a server may run startup and its
+        requests each with a wakeup descriptor of its own.
         """
-        if self._in_front is None and self._entered and self._loop is asyncio.get_running_loop():
+        if self._in_front is None:
             self._in_front = Wakeup(self._loop)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

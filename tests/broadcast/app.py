@@ -3,6 +3,7 @@
 POST /publish/{group}?key=…    the body is the message; 200 with its id, or 503 if Redis has not taken it
 POST /send/{client_id} · POST /all
 GET  /stats · GET /presence/{group}
+any other WebSocket            accepted here and given to the processor
 """
 
 import asyncio
@@ -26,6 +27,10 @@ processor = RealTimeStreamProcessor(
 
 
 async def control(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await processor.add_connection("own", (receive, send), groups=["kept"])
     if scope["type"] != "http":
         return
     _, verb, *rest = scope["path"].split("/")

@@ -127,6 +127,18 @@ async def test_sigterm_to_all_processes_of_hypercorn_says_goodbye_as_well(worker
         await says_goodbye(server, lambda: os.killpg(server.pid, signal.SIGTERM))
 
 
+@pytest.mark.parametrize("name", SERVERS)
+async def test_sigterm_says_goodbye_to_sockets_of_the_apps_own(name: str) -> None:
+    with LiveServer("tests.broadcast.app:app", server=name, options=DRAINS[name]) as server:
+        async with connect(f"{server.ws_url}/own") as own:
+            assert json.loads(await own.recv())["type"] == "joined"
+            os.kill(server.pid, signal.SIGTERM)
+            with pytest.raises(ConnectionClosed) as closed:
+                await asyncio.wait_for(own.recv(), 5)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1012
+
+
 async def says_goodbye(server: LiveServer, stop: Callable[[], None]) -> None:
     async with connect(f"{server.ws_url}/ws/ann") as ann, events(server, "group=kept") as bob:
         await anext(bob)
