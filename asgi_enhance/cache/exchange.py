@@ -346,16 +346,18 @@ class Exchange:
         assert self._fetch is not None
         if self._received_body:
             self._fetch.void = True
-        kept = await self._cache.store(self._request, entry, self._fetch)
+        cache = self._cache
+        kept = await cache.store(self._request, entry, self._fetch)
+        fresh = cache.clock() < entry.fresh_until
+        if kept and fresh:
+            cache.forget_pass(cache.flight_name(self._request))
         if self._leads is not None:
-            if self._cache.overtaken(self._fetch) or self._cache.purged(self._request, entry):
+            if cache.overtaken(self._fetch) or cache.purged(self._request, entry):
                 self._leads.end()  # who has come since is not to get it, but need not go alone either
-            elif self._cache.clock() < entry.fresh_until:
+            elif fresh:
                 self._leads.share(entry)
             else:
                 self._leads.alone()
-        if kept:
-            self._cache.forget_pass(self._cache.flight_name(self._request))
 
     async def _freshen(self, headers: Headers) -> None:
         """RFC 9111 4.3.4: the app says the stored response holds, and for how long."""
