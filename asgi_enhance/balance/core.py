@@ -16,11 +16,10 @@ from starlette.responses import Response
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.asgi.response import receive_of
 from asgi_enhance.asgi.tasks import Tasks
-from asgi_enhance.asgi.types import Headers, Receive, Scope
+from asgi_enhance.asgi.types import Scope
 from asgi_enhance.balance.backend import Backend, Endpoint
-from asgi_enhance.balance.body import Body
 from asgi_enhance.balance.dispatch import Dispatcher, Stats
-from asgi_enhance.balance.exchange import Answer, Exchange, Upstream
+from asgi_enhance.balance.exchange import Upstream
 from asgi_enhance.balance.failure import Rejected, Unavailable
 from asgi_enhance.balance.headers import Forwarding, HeaderRules
 from asgi_enhance.balance.health import Roster
@@ -30,10 +29,9 @@ from asgi_enhance.balance.options import Ejection, HealthCheck, Limits, Retries,
 from asgi_enhance.balance.policy import POLICIES, IpHash, Policy, SlowStart
 from asgi_enhance.balance.registry import PRIVATE, Registry, allowed
 from asgi_enhance.balance.response import ForwardedResponse
-from asgi_enhance.balance.rewrite import Rewriter
 from asgi_enhance.balance.runtime import Runtime
 from asgi_enhance.balance.sticky import Sticky, StickyCookie
-from asgi_enhance.balance.target import raw_target, strict_query
+from asgi_enhance.balance.translate import Translator
 from asgi_enhance.balance.upstream.pool import Http1Upstream
 from asgi_enhance.balance.upstream.transport import TransportUpstream
 from asgi_enhance.balance.upstream.websocket import WebSocketUpstream
@@ -44,11 +42,6 @@ from asgi_enhance.redis import RedisManager
 Algorithm = Literal["peak-ewma", "round-robin", "least-connections", "ip-hash"]
 
 ENVIRONMENT = "API_LOAD_BALANCER_BACKENDS"
-
-_FOR_EVER = float("inf")
-_BODILESS = frozenset({"GET", "HEAD"})
-_HTTP1 = frozenset({"1.0", "1.1"})
-"""In these a GET without Content-Length and Transfer-Encoding has no body (RFC 9112, 6.3); in HTTP/2 it may."""
 
 
 class Options(TypedDict, total=False):
@@ -135,15 +128,9 @@ class LoadBalancer(Resource[Runtime]):
         self.timeouts = timeouts or Timeouts()
         self.limits = limits or Limits()
         self.rules = HeaderRules(forwarding or Forwarding())
-        self._rewrites = self.rules.forwarding.rewrite_location or self.rules.forwarding.rewrite_cookies
-        self._sticky = StickyCookie(sticky) if sticky is not None else None
         self.redis = RedisManager.of(redis)
         self.needs = (self.redis,)
         self._rng = random.Random(seed)
-        self._hash_key = hash_key or self.rules.client_address
-        self._hashes = algorithm == "ip-hash"
-        self._strip_mount = strip_mount
-        self._strict_query = strict_query
         self._roster = Roster(ejection)
         self._policy = _policy(algorithm, SlowStart(slow_start), hash_bound)
         self.dispatcher = Dispatcher(
@@ -154,6 +141,16 @@ class LoadBalancer(Resource[Runtime]):
             hedge=hedge,
             penalty=(ejection or Ejection()).penalty,
             rng=self._rng,
+        )
+        self.translator = Translator(
+            self._roster,
+            self.rules,
+            self.limits,
+            self.timeouts,
+            sticky=StickyCookie(sticky) if sticky is not None else None,
+            hash_key=(hash_key or self.rules.client_address) if algorithm == "ip-hash" else None,
+            strip_mount=strip_mount,
+            strict_query=strict_query,
         )
         networks = allowed(registry_networks)
         self._registry = Registry(self.redis, registry, networks, poll=poll) if self.redis is not None else None
@@ -209,11 +206,12 @@ class LoadBalancer(Resource[Runtime]):
         read as a stream.
         """
         runtime = await self.started()
-        with self.exchange(request.scope, receive_of(request), runtime) as exchange:
+        self.stats.requests += 1
+        with self.translator.request(request.scope, receive_of(request), runtime) as exchange:
             if exchange.method == "CONNECT":
                 raise Rejected(405, "This proxy opens no tunnels.")
             answer = await self.dispatcher.forward(exchange, runtime)
-            return ForwardedResponse(exchange, answer, self.response_fields(exchange, answer, request.scope))
+            return ForwardedResponse(exchange, answer, self.translator.response(exchange, answer, request.scope))
 
     async def health_check(self) -> dict[str, dict[str, Any]]:
         """Ask every backend now and report, by backend, whether it answered and what is known of it."""
@@ -255,86 +253,7 @@ class LoadBalancer(Resource[Runtime]):
         """Close every connection and stop every task on this event loop. Idempotent; a later request starts anew."""
         await self.aclose()
 
-    # What the layer calls
-
-    def exchange(self, scope: Scope, receive: Receive, runtime: Runtime) -> Exchange:
-        """A request as the backends will get it. Raises Rejected for one that must not be forwarded."""
-        self.stats.requests += 1
-        head = self.rules.request(scope)
-        limits, timeouts = self.limits, self.timeouts
-        if self._strip_mount and scope.get("root_path"):
-            self.rules.below(head, scope["root_path"])
-        path, query = raw_target(scope, self._strip_mount, limits.max_target)
-        if self._strict_query and query:
-            query = strict_query(query)
-        if limits.max_body is not None and head.length is not None and head.length > limits.max_body:
-            raise Rejected(413, "The request body is too large.")
-        method: str = scope["method"]
-        expected = head.has_body or method not in _BODILESS or scope.get("http_version") not in _HTTP1
-        return Exchange(
-            runtime,
-            method,
-            path,
-            query,
-            head,
-            Body(receive, head.length, limit=limits.max_body, replay=limits.replay, expected=expected),
-            self._key(scope) if self._hashes else b"",
-            self._stuck_to(scope) if self._sticky is not None else None,
-            timeouts.idle,
-            _FOR_EVER if timeouts.total is None else runtime.loop.time() + timeouts.total,
-        )
-
-    def websocket_exchange(self, scope: Scope, receive: Receive, runtime: Runtime) -> Exchange:
-        """The handshake of a WebSocket as the backends will get it. Raises Rejected."""
-        self.stats.websockets += 1
-        head = self.rules.request(scope)
-        head.fields = [pair for pair in head.fields if not pair[0].startswith(b"sec-websocket-")]
-        if self._strip_mount and scope.get("root_path"):
-            self.rules.below(head, scope["root_path"])
-        path, query = raw_target(scope, self._strip_mount, self.limits.max_target)
-        idle = self.timeouts.websocket_idle
-        return Exchange(
-            runtime,
-            "GET",
-            path,
-            query,
-            head,
-            Body(receive, None, limit=None, replay=0),
-            self._key(scope) if self._hashes else b"",
-            self._stuck_to(scope) if self._sticky is not None else None,
-            _FOR_EVER if idle is None else idle,
-            _FOR_EVER,
-            websocket=True,
-            subprotocols=scope.get("subprotocols") or (),
-        )
-
-    def response_fields(self, exchange: Exchange, answer: Answer, scope: Scope) -> Headers:
-        """The fields for the client. Raises UpstreamFailure for framing that cannot be trusted."""
-        assert answer.status is not None
-        headers = self.rules.response(answer.status, answer.headers)
-        if self._rewrites:
-            assert exchange.endpoint is not None
-            forwarding = self.rules.forwarding
-            mount = scope.get("root_path", "") if self._strip_mount else ""
-            rewriter = Rewriter(exchange.endpoint.backend, exchange.head, mount)
-            headers = rewriter.fields(headers, location=forwarding.rewrite_location, cookies=forwarding.rewrite_cookies)
-        if self._sticky is not None:
-            self._stick(self._sticky, exchange, headers, scope)
-        return headers
-
-    def _stick(self, sticky: StickyCookie, exchange: Exchange, headers: Headers, scope: Scope) -> None:
-        """Give the client the cookie of the backend that serves it, if it has no other or another's."""
-        endpoint = exchange.endpoint
-        if endpoint is not None and endpoint.id != exchange.sticky:
-            secure = (b"x-forwarded-proto", b"https") in exchange.head.fields or scope.get("scheme") in ("https", "wss")
-            headers.append(sticky.field(endpoint.id, path=scope.get("root_path") or "/", secure=secure))
-
-    def _stuck_to(self, scope: Scope) -> str | None:
-        assert self._sticky is not None
-        return self._sticky.read(scope["headers"], (one.id for one in self._roster.endpoints))
-
-    def _key(self, scope: Scope) -> bytes:
-        return (self._hash_key(scope) or "").encode("utf-8", "surrogateescape")
+    # Inside
 
     def _shared(self) -> Registry:
         if self._registry is None:

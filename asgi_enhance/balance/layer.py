@@ -62,9 +62,11 @@ class LoadBalanceApp:
             raise ValueError(f"unknown scope type {kind!r}")
         runtime = balancer.opened() or await balancer.started()
         extensions = scope.get("extensions")
+        translator = balancer.translator
+        balancer.stats.requests += 1
         started = False
         try:
-            exchange = balancer.exchange(scope, receive, runtime)
+            exchange = translator.request(scope, receive, runtime)
             if scope["method"] in _SPECIAL and _answered_here(exchange):
                 await _max_forwards_reached(scope, receive, send)
                 return
@@ -72,7 +74,7 @@ class LoadBalanceApp:
                 if extensions and "http.response.early_hint" in extensions:
                     exchange.on_interim = partial(_early_hint, send)
                 answer = await balancer.dispatcher.forward(exchange, runtime)
-                headers = balancer.response_fields(exchange, answer, scope)
+                headers = translator.response(exchange, answer, scope)
                 start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
                 trailers: Headers | None = None
                 if extensions and _wants_trailers(extensions, exchange, headers):

@@ -32,10 +32,11 @@ async def proxy_websocket(
     message = await receive()
     if message["type"] != "websocket.connect":
         return
+    core.stats.websockets += 1
     runtime = core.opened() or await core.started()
     relay = _Relay(core, scope, receive, send)
     try:
-        exchange = core.websocket_exchange(scope, receive, runtime)
+        exchange = core.translator.handshake(scope, receive, runtime)
         with exchange:
             exchange.watcher = runtime.tasks.spawn(relay.read_client(exchange), name="balance-websocket-client")
             answer = await core.dispatcher.forward(exchange, runtime)
@@ -98,7 +99,7 @@ class _Relay:
     async def read_backend(self, exchange: Exchange, answer: WebSocketAnswer) -> None:
         """Backend to client, from the handshake to the close."""
         connection = answer.connection
-        kept = self._core.response_fields(exchange, answer, self._scope)
+        kept = self._core.translator.response(exchange, answer, self._scope)
         headers = [pair for pair in kept if not pair[0].startswith(_HANDSHAKE)]
         self._answer = answer
         exchange.progress()
@@ -126,7 +127,7 @@ class _Relay:
             await self.close(1000, "")
             return
         body = answer.take()
-        kept = self._core.response_fields(exchange, answer, self._scope)
+        kept = self._core.translator.response(exchange, answer, self._scope)
         headers = [pair for pair in kept if pair[0] != _LENGTH]
         headers.append((_LENGTH, b"%d" % len(body)))
         start = {"type": "websocket.http.response.start", "status": answer.status, "headers": headers}
