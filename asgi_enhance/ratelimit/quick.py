@@ -17,6 +17,9 @@ from asgi_enhance.ratelimit.policy import SECOND, Quota
 Quick = Callable[[Scope], Headers | None]
 """The header fields of a request that is admitted; None: ask the long way."""
 
+UP = SECOND - 1
+"""Added before a division by SECOND, it rounds up."""
+
 Taken = list[tuple[Quota, str, int, int, int]]
 """Quota, identity and cost of what has been taken; the room left, and the microseconds until there is more."""
 
@@ -50,7 +53,8 @@ def _by_client(key: Callable[[Scope], Any], quota: Quota, cost: int, memory: Mem
         if spent is None:
             return None
         stats.allowed += 1
-        return [policy, (b"ratelimit", item % (spent[0], -(-spent[1] // SECOND)))]
+        left, reset = spent
+        return [policy, (b"ratelimit", item % (left, (reset + UP) // SECOND))]
 
     return decide
 
@@ -63,7 +67,8 @@ def _by_rules(
 ) -> Quick:
     plans = [(rule.match, rule.key, rule.asks or ()) for rule in rules]
     spend, clock, stats = memory.spend, memory.clock, memory.stats
-    render = _draft10 if serialize is draft10 else _by(serialize)
+    quotas = tuple(quota for _, _, asks in plans for quota, _ in asks)
+    render = _by_draft10(quotas) if serialize is draft10 else _by(serialize)
 
     def decide(scope: Scope) -> Headers | None:
         if exempt is not None and exempt(scope):
@@ -92,12 +97,17 @@ def _by_rules(
     return decide
 
 
-def _draft10(taken: Taken) -> Headers:
-    policy, items = template10(tuple([row[0] for row in taken]))
-    numbers: list[int] = []
-    for _, _, _, left, reset in taken:
-        numbers += (left, -(-reset // SECOND))
-    return [policy, (b"ratelimit", items % tuple(numbers))]
+def _by_draft10(quotas: tuple[Quota, ...]) -> Callable[[Taken], Headers]:
+    every = template10(quotas)
+
+    def render(taken: Taken) -> Headers:
+        numbers: list[int] = []
+        for _, _, _, left, reset in taken:
+            numbers += (left, (reset + UP) // SECOND)
+        policy, items = every if len(taken) == len(quotas) else template10(tuple([row[0] for row in taken]))
+        return [policy, (b"ratelimit", items % tuple(numbers))]
+
+    return render
 
 
 def _by(serialize: Serializer) -> Callable[[Taken], Headers]:

@@ -212,3 +212,13 @@ def test_demands_of_one_identity_under_two_names_are_two_counts() -> None:
     one, other = Quota(1, SECOND, name="one"), Quota(1, SECOND, name="other")
     assert memory.hit((Demand(one, "a", 1, TAKE),)).allowed
     assert memory.hit((Demand(other, "a", 1, TAKE),)).allowed
+
+
+def test_who_shares_an_entry_gives_back_to_it_what_was_refused_after_all() -> None:
+    memory, _ = store(5)
+    for i in range(5):
+        assert hit(memory, f"{i}", 2)
+    tight = Quota(1, 60 * SECOND, name="tight")
+    memory.take(tight, "new", 1)
+    assert not memory.hit((Demand(QUOTA, "new"), Demand(tight, "new"))).allowed
+    assert [hit(memory, "newer") for _ in range(3)] == [True, True, False]
