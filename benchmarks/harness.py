@@ -126,7 +126,7 @@ class Comparison:
 
     def titled(self, title: str) -> Table:
         """The table of it: CPU time, which is what is drawn, and throughput."""
-        columns = {"CPU µs/op": ".1f", "× CPU": ".2f", "op/s": ",.0f", "× op/s": ".2f"}
+        columns = {"CPU µs/op": ".1f", "× CPU": ".3g", "op/s": ",.0f", "× op/s": ".3g"}
         rows: dict[str, list[float | str | None]] = {
             row.name: [
                 median(row.cpu) * 1e6,
