@@ -1,31 +1,23 @@
-"""What every cache does, whatever it keeps its things in: values for your own code, responses for the middleware.
+"""What every cache does for the middleware, whatever it keeps its things in; `valuecache` is the other half.
 
-Subclasses say how to read and write; that the same thing is not fetched twice, that what was purged is gone, and that
-a write overtakes what was being fetched when it came, is decided here.
+Subclasses say how to read and write; that what was purged is gone, that a write overtakes what was being fetched when
+it came, and what is not waited for, is decided here.
 """
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from enum import Enum
-from inspect import isawaitable
-from math import inf
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
 
 import msgspec
 
-from asgi_enhance.asgi.lifespan import Resource
-from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.asgi.types import ASGIApp, Headers
-from asgi_enhance.cache import values
 from asgi_enhance.cache.entry import Entry
-from asgi_enhance.cache.flights import Flights, Outcome
-from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
+from asgi_enhance.cache.policy.purges import Fact, Verdict
 from asgi_enhance.cache.policy.search import parse, simplified
 from asgi_enhance.cache.policy.writes import Writes
 from asgi_enhance.cache.recent import Recent
-from asgi_enhance.cache.request import Key, Request, generate_cache_key
-from asgi_enhance.cache.stats import CacheStats
-from asgi_enhance.cache.values import Value
+from asgi_enhance.cache.request import Key, Request
+from asgi_enhance.cache.valuecache import R, ValueCache
 from asgi_enhance.cache.warm import warm
 from asgi_enhance.errors import CacheError, ConfigError
 
@@ -34,25 +26,6 @@ MAX_PASSES: Final = 10_000
 
 MAX_SAID_BEFORE: Final = 4
 """How many former words of a path on its queries are remembered: it may come back to them."""
-
-R = TypeVar("R", bound="Running")
-
-
-class Running:
-    """What a started cache has on its event loop: at least the tasks that renew entries in the background."""
-
-    def __init__(self) -> None:
-        self.tasks = Tasks()
-
-
-class Claim(Enum):
-    """What became of the attempt to be the one who fetches."""
-
-    GRANTED = "granted"
-    PASS = "pass"
-    """Everybody for himself: it is not for sharing, the time is up, or nobody knows."""
-    AGAIN = "again"
-    """Somebody else was at it. Look whether he has brought it, then ask again."""
 
 
 class Shelf:
@@ -78,13 +51,8 @@ class Fetch(msgspec.Struct):
     """It is not to be kept, whatever it will be."""
 
 
-class Cache(Resource[R], Generic[R]):
+class Cache(ValueCache[R], Generic[R]):
     """The common part of MemoryCache, RedisCache and TieredCache."""
-
-    remote = False
-    """Whether there is more to ask than `peek` can see."""
-    purges: Purges
-    """As far as they are known here."""
 
     def __init__(
         self,
@@ -94,156 +62,15 @@ class Cache(Resource[R], Generic[R]):
         hit_for_miss: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__()
-        if not 0 < ttl < inf:
-            raise ConfigError(f"ttl must be a number of seconds above 0, not {ttl!r}")
-        if not collapse_timeout > 0:
-            raise ConfigError(f"collapse_timeout must be more than 0 seconds, not {collapse_timeout!r}")
+        super().__init__(ttl=ttl, collapse_timeout=collapse_timeout, clock=clock)
         if not hit_for_miss >= 0:
             raise ConfigError(f"hit_for_miss must be at least 0 seconds, not {hit_for_miss!r}")
-        self.ttl = ttl
-        self.collapse_timeout = collapse_timeout
         self.hit_for_miss = hit_for_miss
-        self.clock = clock
-        self.stats = CacheStats()
-        self.flights: Flights[Any] = Flights()
         self._writes = Writes()
         self._searches: Recent[tuple[Any, ...], bytes] = Recent(MAX_PASSES)
         self._said_before: Recent[tuple[Any, ...], tuple[bytes, ...]] = Recent(MAX_PASSES)
         # By the hash of the name, for a name holds a whole URL; where two share one, somebody does not wait
         self._passes: Recent[int, float] = Recent(MAX_PASSES)
-
-    # -- values ---------------------------------------------------------------------------------------------------
-
-    async def connect(self) -> None:
-        """Start, for code that has no lifespan; `async with cache:` does the same and stops, too."""
-        await self.__aenter__()
-
-    async def disconnect(self) -> None:
-        """Leave again; the last one stops it."""
-        await self.__aexit__(None, None, None)
-
-    async def get(self, key: str, default: Any = None, *, as_type: Any = Any) -> Any:
-        """The value kept under `key`, or `default`. `as_type`: what to decode a structure into (a msgspec type)."""
-        value = await self._value(key)
-        if value is None:
-            self.stats.value_misses += 1
-            return default
-        self.stats.value_hits += 1
-        return value.load(as_type)
-
-    async def set(self, key: str, value: Any, ttl: float | None = None, *, tags: Sequence[str] = ()) -> None:
-        """Keep `value` for `ttl` seconds (default: the cache's), to be purged by any of `tags`."""
-        fresh = self._packed(value, ttl, tags, epoch=await self.latest_epoch(), render_time=0.0)
-        self.flights.drop(self.value_name(key))
-        await self._write(key, fresh)
-
-    async def exists(self, key: str) -> bool:
-        return await self._value(key) is not None
-
-    async def delete(self, key: str, *more: str) -> None:
-        for name in (key, *more):
-            self.flights.drop(self.value_name(name))
-        await self._erase((key, *more))
-
-    def generate_cache_key(self, request: Any) -> str:
-        """A key for a value that belongs to a request (a scope, or whatever has one): its method and URL."""
-        return generate_cache_key(request)
-
-    async def get_or_compute(
-        self,
-        key: str,
-        compute: Callable[[], Any],
-        ttl: float | None = None,
-        *,
-        tags: Sequence[str] = (),
-        as_type: Any = Any,
-    ) -> Any:
-        """The value of `key`; if it is not there, what `compute` gives (or its coroutine): once, however many ask.
-
-        Those who wait get the same value, or the same error. Nobody waits longer than `collapse_timeout` seconds:
-        then he computes for himself. What `set` or `delete` overtakes while it is computed is told, but not kept.
-        """
-        give_up = time.monotonic() + self.collapse_timeout
-        name = self.value_name(key)
-        while True:
-            found = await self._readable(key, as_type)
-            if found is not None:
-                self.stats.value_hits += 1
-                return found[1]
-            flight = self.flights.find(name)
-            if flight is None:
-                self.stats.value_misses += 1
-                return await self._lead(name, key, compute, ttl, tags, as_type, give_up)
-            outcome = await flight.wait(max(0.0, give_up - time.monotonic()))
-            if (brought := flight.value) is not None:
-                if self.purges.verdict(brought.epoch, brought.tags) is not Verdict.KEPT:
-                    continue  # purged since it was begun
-                self.stats.collapsed += 1
-                return brought.load(as_type)
-            if outcome is Outcome.FAILED and flight.error is not None:
-                raise flight.error
-            if outcome is not Outcome.LOST:
-                return await self._compute(compute)
-
-    async def _lead(
-        self,
-        name: str,
-        key: str,
-        compute: Callable[[], Any],
-        ttl: float | None,
-        tags: Sequence[str],
-        as_type: Any,
-        give_up: float,
-    ) -> Any:
-        flight = self.flights.open(name)
-        claim = Claim.PASS
-        try:
-            while self.remote and (claim := await self.claim(name, give_up)) is Claim.AGAIN:
-                if (found := await self._readable(key, as_type)) is not None:
-                    self.stats.collapsed += 1
-                    flight.share(found[0])
-                    return found[1]
-            epoch, started = self.purges.number, time.perf_counter()
-            computed = await self._compute(compute)
-            kept = self._packed(computed, ttl, tags, epoch=epoch, render_time=time.perf_counter() - started)
-            if self.flights.find(name) is flight:
-                await self._write(key, kept, under_lease=claim is Claim.GRANTED)
-            flight.share(kept)
-            return computed
-        except Exception as error:
-            flight.fail(error)
-            raise
-        finally:
-            overtaken = self.flights.find(name) is not flight
-            self.flights.close(name, flight)
-            if claim is Claim.GRANTED and not overtaken:
-                await self.release(name)
-
-    async def _readable(self, key: str, as_type: Any) -> tuple[Value, Any] | None:
-        """The value, and what it is as `as_type`; None if it is not there, or if another release wrote another type."""
-        value = await self._value(key)
-        if value is None:
-            return None
-        try:
-            return value, value.load(as_type)
-        except CacheError:
-            self.stats.corrupt += 1
-            return None
-
-    async def _compute(self, compute: Callable[[], Any]) -> Any:
-        self.stats.computations += 1
-        result = compute()
-        return await result if isawaitable(result) else result
-
-    def _packed(self, value: Any, ttl: float | None, tags: Sequence[str], *, epoch: int, render_time: float) -> Value:
-        seconds = self.ttl if ttl is None else ttl
-        if not 0 < seconds < inf:
-            raise CacheError(f"ttl must be a number of seconds above 0, not {seconds!r}")
-        if isinstance(tags, str):
-            raise CacheError("tags must be a sequence of names, not one string")
-        kind, data = values.dump(value)
-        return Value(kind, self.clock() + seconds, tuple(tags), render_time, epoch, data)
 
     # -- responses ------------------------------------------------------------------------------------------------
 
@@ -265,10 +92,6 @@ class Cache(Resource[R], Generic[R]):
     def knows(self, key: Key) -> bool:
         """Whether some variant of this URL is known here."""
         raise NotImplementedError
-
-    def value_name(self, key: str) -> str:
-        """What a value is called among the flights and leases."""
-        return f"value:{key}"
 
     def flight_name(self, request: Request) -> Hashable:
         """What requests must have in common for one answer to do for all, as far as it is known before there is one."""
@@ -390,30 +213,6 @@ class Cache(Resource[R], Generic[R]):
         self._passes.pop(hash(name), None)
 
     # -- what subclasses say --------------------------------------------------------------------------------------
-
-    async def latest_epoch(self) -> int:
-        """The number of purges so far, those of other processes included."""
-        return self.purges.number
-
-    async def claim(self, name: Hashable, give_up: float) -> Claim:
-        """Ask for the right to fetch `name`, among all processes; wait a while if another has it.
-
-        `give_up`: when not to wait any more, by the monotonic clock.
-        """
-        return Claim.GRANTED
-
-    async def release(self, name: Hashable, *, passes: bool = False) -> None:
-        """Give back what `claim` gave. `passes`: what came is not for sharing, so nobody shall wait for the next."""
-
-    async def _value(self, key: str) -> Value | None:
-        raise NotImplementedError
-
-    async def _write(self, key: str, value: Value, *, under_lease: bool = False) -> None:
-        """Keep a value. `under_lease`: only if nobody has overtaken the lease it was computed under."""
-        raise NotImplementedError
-
-    async def _erase(self, keys: Sequence[str]) -> None:
-        raise NotImplementedError
 
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         raise NotImplementedError

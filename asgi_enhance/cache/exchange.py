@@ -9,12 +9,12 @@ from collections.abc import Hashable
 from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.types import Message
 from asgi_enhance.cache.call import Call
-from asgi_enhance.cache.core import Claim
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Outcome
 from asgi_enhance.cache.lead import Lead
 from asgi_enhance.cache.policy import conditional, invalidation, reuse
 from asgi_enhance.cache.policy.reuse import Use
+from asgi_enhance.cache.valuecache import Claim
 
 
 class Exchange(Call):

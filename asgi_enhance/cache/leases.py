@@ -14,7 +14,7 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
-from asgi_enhance.cache.core import Claim
+from asgi_enhance.cache.valuecache import Claim
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 

@@ -10,11 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
-from asgi_enhance.cache.core import Cache, Fetch, Running, Shelf
+from asgi_enhance.cache.core import Cache, Fetch, Shelf
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
 from asgi_enhance.cache.policy.vary import VaryNames, VaryValues
 from asgi_enhance.cache.request import Key, Partition, Request
+from asgi_enhance.cache.valuecache import Running
 from asgi_enhance.cache.values import Value
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked

@@ -19,12 +19,13 @@ from redis.exceptions import RedisError
 
 from asgi_enhance.cache import entry as entries
 from asgi_enhance.cache import values
-from asgi_enhance.cache.core import Cache, Claim, Fetch, Running
+from asgi_enhance.cache.core import Cache, Fetch
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.leases import Leases, lease_of
 from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
 from asgi_enhance.cache.policy.vary import VaryNames
 from asgi_enhance.cache.request import Key, Request, digest
+from asgi_enhance.cache.valuecache import Claim, Running
 from asgi_enhance.cache.values import Value
 from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.options import checked

@@ -18,8 +18,8 @@ from asgi_enhance.cache import (
     cached,
     generate_cache_key,
 )
-from asgi_enhance.cache.core import Claim
 from asgi_enhance.cache.memory import Slot
+from asgi_enhance.cache.valuecache import Claim
 from asgi_enhance.errors import CacheError, ConfigError
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import http_scope, request
