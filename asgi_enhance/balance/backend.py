@@ -147,6 +147,7 @@ class Endpoint:
         "draining",
         "ejected_until",
         "ejections",
+        "failed_at",
         "failed_in_a_row",
         "failing_since",
         "failures",
@@ -172,6 +173,7 @@ class Endpoint:
         self.requests = 0
         self.failures = 0
         self.last_failure = ""  # in words for an operator
+        self.failed_at = 0.0
         self.draining = False
         # peak EWMA: the cost in seconds and when it was last observed
         self.cost = 0.0

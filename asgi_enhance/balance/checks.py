@@ -52,9 +52,10 @@ async def watch(
         elif told is None or not endpoint.checked:
             wrong = await probe(endpoint.backend, check)
             rise = 1 if told else check.rise
+            now = monotonic()
             if wrong:
-                endpoint.last_failure = wrong
-            if roster.checked(endpoint, not wrong, monotonic(), rise=rise, fall=check.fall, uneject=check.uneject):
+                endpoint.last_failure, endpoint.failed_at = wrong, now
+            if roster.checked(endpoint, not wrong, now, rise=rise, fall=check.fall, uneject=check.uneject):
                 _log(endpoint, wrong)
             if board is not None and leads:
                 await board.tell(endpoint)

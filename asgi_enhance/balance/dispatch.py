@@ -163,7 +163,7 @@ class Dispatcher:
 
     def _failed(self, endpoint: Endpoint, now: float, why: str, retry_after: bytes | None = None) -> None:
         self.stats.backend_failures += 1
-        endpoint.last_failure = why
+        endpoint.last_failure, endpoint.failed_at = why, now
         seconds = self._penalty
         if retry_after is not None and retry_after.isdigit():
             seconds = max(seconds, min(float(retry_after[:4]), 10 * self._penalty))

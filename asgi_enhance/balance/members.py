@@ -145,8 +145,8 @@ class Members:
             began = monotonic()
             wrong = await probe(endpoint.backend, check)
             now = monotonic()
-            found = {"healthy": not wrong, "seconds": round(now - began, 6)}
-            return {**found, **self._state(endpoint, now), "last_failure": wrong or endpoint.last_failure}
+            found = {"healthy": not wrong, "error": wrong, "seconds": round(now - began, 6)}
+            return {**found, **self._state(endpoint, now)}
 
         reports = await asyncio.gather(*(ask(endpoint) for endpoint in endpoints))
         return {endpoint.name: report for endpoint, report in zip(endpoints, reports, strict=True)}
@@ -158,6 +158,8 @@ class Members:
             state = "down"
         else:
             state = "ejected" if endpoint.ejected_until > now else "up"
+        # no text at the top: free text makes no label of a metric
+        last = {"reason": endpoint.last_failure, "seconds_ago": round(now - endpoint.failed_at, 3)}
         return {
             "state": state,
             "weight": endpoint.weight,
@@ -167,7 +169,7 @@ class Members:
             "failures": endpoint.failures,
             "ejections": endpoint.ejections,
             "latency": round(endpoint.cost, 6),
-            "last_failure": endpoint.last_failure,
+            "last_failure": last if endpoint.last_failure else None,
         }
 
     # Inside

@@ -1,10 +1,13 @@
 """What an operator reads: each change of a backend's state once, each request that failed, and why."""
 
+import asyncio
+
 import pytest
+from starlette.requests import Request
 
 from asgi_enhance.balance import Backend, Ejection, HealthCheck, LoadBalanceApp, LoadBalancer, Retries
 from asgi_enhance.balance.failure import UpstreamFailure
-from asgi_enhance.testing.driver import request
+from asgi_enhance.testing.driver import http_scope, request
 from asgi_enhance.testing.live import free_port
 from tests.balance.wire import OK, ScriptedBackend, Wire, ask, front, get, serve, until
 
@@ -48,7 +51,20 @@ async def test_an_ejection_is_logged_once_with_its_time_and_the_last_failure(
         assert caplog.messages == [f"{backend.url} is ejected for 7 s: 2 failures in a row, the last: it answered 503"]
         assert backend.balancer.stats.ejections == 1
         report = backend.balancer.report()[backend.url]
-        assert (report["state"], report["last_failure"]) == ("ejected", "it answered 503")
+        assert (report["state"], report["last_failure"]["reason"]) == ("ejected", "it answered 503")
+        assert 0 <= report["last_failure"]["seconds_ago"] < 5
+
+
+async def test_what_is_reported_of_a_backend_makes_no_label_of_free_text() -> None:
+    balancer = LoadBalancer([f"http://127.0.0.1:{free_port()}"])
+    with pytest.raises(UpstreamFailure):
+        await balancer.forward_request(Request(http_scope(), asyncio.Event().wait))  # type: ignore[arg-type]
+    (report,) = balancer.report().values()
+    assert report["last_failure"]["reason"].startswith("cannot connect")
+    assert [value for value in report.values() if isinstance(value, str)] == ["up"]
+    (found,) = (await balancer.health_check()).values()
+    assert found["error"]
+    await balancer.close()
 
 
 async def test_a_verdict_of_the_checks_is_logged_when_it_changes_with_what_they_saw(
