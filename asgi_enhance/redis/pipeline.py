@@ -27,7 +27,10 @@ _OUT_OF_SERVICE = (ConnectionError, ClusterDownError, ReadOnlyError)
 # MOVED is an ASK to redis-py.
 _REDIRECTION = (AskError, TryAgainError)
 # The server answers, and says no to all commands of a kind until somebody sets it right.
-_REFUSALS = frozenset({"NOPERM", "OOM", "MISCONF", "NOREPLICAS"})
+_REFUSALS = frozenset({"NOAUTH", "NOPERM", "OOM", "MISCONF", "NOREPLICAS"})
+
+# What a server that wants a password first says to a long command, which it does not even read.
+_UNREAD = "Protocol error: unauthenticated"
 
 
 class ConnectionLost(RedisUnavailable):
@@ -185,8 +188,11 @@ class Pipeline(asyncio.Protocol):
             error = RedisUnavailable(f"redis {self._label}: {reason}")
             if not isinstance(reply, ClusterDownError):  # which is about a slot, not about the server
                 self._retire(reason)
-        elif (code := getattr(reply, "status_code", None)) in _REFUSALS:
-            self._on_refused(code, str(reply))
+        code, words = getattr(reply, "status_code", None), str(reply)
+        if code in _REFUSALS:
+            self._on_refused(code, words)
+        elif words.startswith(_UNREAD):
+            self._on_refused("NOAUTH", words)
         if not future.done():
             future.set_exception(error)
 

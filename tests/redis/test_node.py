@@ -148,3 +148,18 @@ async def test_a_server_that_refuses_commands_is_complained_of_once(
                 await node.call(pack(("GET",)), idempotent=True)  # a mistake of one command is its caller's business
     (record,) = caplog.records
     assert "redis here refuses commands: NOPERM" in record.getMessage()
+
+
+@pytest.mark.parametrize("command", [INCR, pack(("MGET", *"abcdefghijkl"))], ids=["short", "long"])
+async def test_a_missing_password_is_complained_of_though_each_connection_stands(
+    private_redis: RedisServer, caplog: pytest.LogCaptureFixture, command: bytes
+) -> None:
+    async with node_of(private_redis) as node:
+        await node.call(pack(("CONFIG", "SET", "requirepass", "secret")), idempotent=True)
+        assert node.pipeline is not None
+        node.pipeline.discard("a new one is not authenticated")
+        with caplog.at_level(logging.WARNING, logger="asgi_enhance.redis"):
+            for _ in range(5):
+                with pytest.raises((RedisUnavailable, ResponseError)):
+                    await node.call(command, idempotent=False)
+    assert caplog.text.count("redis here refuses commands: NOAUTH") == 1
