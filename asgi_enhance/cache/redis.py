@@ -11,31 +11,26 @@ import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from importlib.resources import files
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from cachetools import LRUCache
-from redis.exceptions import RedisError
 
 from asgi_enhance.cache import entry as entries
 from asgi_enhance.cache import values
 from asgi_enhance.cache.core import Cache, Fetch
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.leases import Leases, lease_of
-from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
+from asgi_enhance.cache.news import FAILURES, News
+from asgi_enhance.cache.policy.purges import Fact, Verdict
 from asgi_enhance.cache.policy.vary import VaryNames
 from asgi_enhance.cache.request import Key, Request, digest
 from asgi_enhance.cache.valuecache import Claim, Running
 from asgi_enhance.cache.values import Value
-from asgi_enhance.errors import ConfigError, RedisUnavailable
+from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked
 from asgi_enhance.redis import RedisManager, Subscription
 
-FAILURES: Final = (RedisUnavailable, RedisError)
-MAX_PURGES: Final = 10_000
-MAX_OWED: Final = 10_000
-FENCE: Final = 600_000
-"""Milliseconds for which a write keeps out responses that were asked for before it."""
 NO_FENCE: Final = b"0"
 PLAIN: Final = "-"
 """The field of the one variant of a URL whose responses do not vary."""
@@ -88,19 +83,15 @@ class RedisCache(Cache[RedisRunning]):
         self.needs = (manager,)
         self.max_variants = max_variants
         self.max_connections = 10
-        self.purges = Purges(MAX_PURGES)
-        self._purges_key = manager.key("cache", "purges")
-        self._purges_channel = manager.key("cache", "purges")
+        self._news = News(manager)
+        self.purges = self._news.purges
         self._prefix = manager.key("cache", "r", "")
         self._values = manager.key("cache", "v", "")
         self._varies: LRUCache[str, tuple[bytes | None, tuple[VaryNames, ...]]] = LRUCache(10_000)
-        self._news = 1  # how often there was news of purges
-        self._heard = 0  # up to which of them the purges are known
         self._leases = Leases(manager, duration=collapse_timeout + 1)
-        self._owed: dict[Key | Fact, None] = {}
-        self._store, self._invalidate, self._record, self._keep = (
+        self._store, self._keep = (
             manager.script(files("asgi_enhance.cache").joinpath(f"{name}.lua").read_text())
-            for name in ("store", "invalidate", "purge", "keep")
+            for name in ("store", "keep")
         )
 
     @property
@@ -118,9 +109,9 @@ class RedisCache(Cache[RedisRunning]):
         self._max_connections = limit
 
     async def _start(self) -> RedisRunning:
-        self._news += 1
+        self._news.happen()
         return RedisRunning(
-            self.manager.subscribe(self._purges_channel, self._on_purge, self._on_gap),
+            self._news.subscribe(),
             self.manager.subscribe(self._leases.channel, self._leases.on_released),
         )
 
@@ -279,66 +270,21 @@ class RedisCache(Cache[RedisRunning]):
 
     async def _drop_keys(self, keys: Sequence[Key]) -> None:
         for key in keys:
-            await self._tell(key)
+            await self._tell(self._key(digest(key)))
 
     async def _purge(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
             await self._tell(fact)
-        self._news += 1
+        self._news.happen()
 
-    # -- what Redis must hear before it is believed again ---------------------------------------------------------
-
-    async def _tell(self, news: Key | Fact) -> None:
-        try:
-            await self._say(news)
-        except FAILURES:
+    async def _tell(self, news: str | Fact) -> None:
+        if not await self._news.tell(news):
             self.stats.store_errors += 1
-            if len(self._owed) >= MAX_OWED:
-                self._owed = {Fact("all", "", False): None}
-            self._owed[news] = None
-
-    async def _say(self, news: Key | Fact) -> None:
-        if isinstance(news, Fact):
-            everything = _fact.encode(Fact("all", "", False))
-            fact = _fact.encode(news)
-            await self._record(keys=[self._purges_key], args=(self._purges_channel, MAX_PURGES, everything, fact))
-        else:
-            await self._invalidate(keys=[self._key(digest(news))], args=[FENCE])
 
     async def _catch_up(self) -> None:
-        """Tell what could not be told, hear what was not heard. Whatever fails here makes the lookup a miss."""
+        """Whatever fails here makes the lookup a miss."""
         running = self.opened() or await self.started()
-        while self._owed:
-            news = next(iter(self._owed))
-            await self._say(news)
-            self._owed.pop(news, None)
-        if self._behind or not running.purges.is_ready:
-            async with running.catching_up:  # nobody goes on before it is known, whoever reads it
-                if self._behind or not running.purges.is_ready:
-                    heard = self._news
-                    await self._read_purges()
-                    self._heard = heard
-
-    @property
-    def _behind(self) -> bool:
-        """Whether there were purges that are not known here."""
-        return self._heard != self._news
-
-    async def _read_purges(self) -> None:
-        last = self.purges.number
-        reply = await self.manager.execute(
-            "ZRANGEBYSCORE", self._purges_key, last, "+inf", "WITHSCORES", idempotent=True
-        )
-        recorded = [(_fact_decoder.decode(fact), int(float(score))) for fact, score in _pairs(reply)]
-        for fact, number in recorded:
-            if number > last:
-                self.purges.add(fact, number)
-
-    def _on_purge(self, payload: bytes) -> None:
-        self._news += 1
-
-    def _on_gap(self) -> None:
-        self._news += 1
+        await self._news.catch_up(running.purges, running.catching_up)
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
@@ -400,13 +346,4 @@ class RedisCache(Cache[RedisRunning]):
         return f"{self._values}{{{digest((key,))}}}"
 
 
-def _pairs(reply: list[Any]) -> list[tuple[bytes, Any]]:
-    """Members and scores, which RESP2 gives in one list and RESP3 in pairs."""
-    if reply and isinstance(reply[0], list | tuple):
-        return [(member, score) for member, score in reply]
-    return list(zip(reply[::2], reply[1::2], strict=True))
-
-
-_fact = msgspec.msgpack.Encoder()
-_fact_decoder = msgspec.msgpack.Decoder(Fact)
 _varies = msgspec.msgpack.Decoder(list[str])  # Lua's msgpack knows only one kind of string

@@ -84,7 +84,7 @@ class TieredCache(RedisCache):
     @property
     def is_current(self) -> bool:
         """Whether the copy may be believed."""
-        return self.is_tracking and not self._behind
+        return self.is_tracking and not self._news.behind
 
     def glance(self, key: Key) -> Shelf | None:
         return self.near.glance(key) if self.is_current else None
@@ -181,14 +181,14 @@ class TieredCache(RedisCache):
         key = self._copied.pop(text, None)
         if key is not None:
             self.near.forget(key)
-        elif text == self._purges_key:
-            self._news += 1
+        elif text == self._news.key:
+            self._news.happen()
 
     def _forget_all(self) -> None:
         self.near.clear()
         self._copied.clear()
         self._changed.update(self._reading)
-        self._news += 1
+        self._news.happen()
 
 
 SLACK: Final = 2
