@@ -25,7 +25,7 @@ def _positive(owner: object, *names: str, optional: tuple[str, ...] = ()) -> Non
 @checked
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long each step may take.
+    """How long each step may take. `first_byte`, `idle` and `total` are looked at every tenth of a second.
 
     connect:    until a connection stands, TLS included. Default: 1 s. Source: loopback to same region.
     first_byte: from the last byte of the request to the head of the response. Default: 60 s (nginx).

@@ -2,12 +2,14 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx2
 import pytest
 import trustme
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -16,6 +18,7 @@ from starlette.routing import Route
 from asgi_enhance.balance import Backend, HealthCheck, Limits, LoadBalanceApp, LoadBalancer, Retries, Sticky, Timeouts
 from asgi_enhance.balance.discovery import DnsName
 from asgi_enhance.errors import BackendError, ConfigError, LoadBalancerError
+from asgi_enhance.testing.driver import request
 from asgi_enhance.testing.live import free_port
 from tests.balance.wire import OK, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
@@ -410,3 +413,36 @@ async def test_tls_backends_are_verified() -> None:
                 assert response.one(b"proxy-status") == b"lb; error=tls_certificate_error"
         await app.balancer.close()
     server.close()
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_connection_over_tls_serves_many_posts(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Each is preceded by a question to the socket, which a TLS transport must be able to answer."""
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server_context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(OK)
+        writer.close()
+
+    async def posts() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_context)
+        url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+        async with LoadBalancer([Backend(url, tls=trusting, address="127.0.0.1")]) as balancer:
+            for _ in range(5):
+                assert (await request(LoadBalanceApp(balancer=balancer), method="POST")).status == 200
+                await asyncio.sleep(0)
+        server.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(posts())
+    assert connections == 1

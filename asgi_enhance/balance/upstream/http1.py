@@ -99,8 +99,11 @@ class Connection(asyncio.Protocol):
 
     def silent(self) -> bool:
         """Whether nothing has come, not even an end, that the loop has not read yet."""
+        socket = self._transport.get_extra_info("socket").fileno()
+        if not hasattr(select, "poll"):  # Windows, whose select() takes any number
+            return not select.select([socket], [], [], 0)[0]
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(socket, select.POLLIN)
         return not poll.poll(0)
 
     def begin(self, data: bytes, *, to_head: bool, whole: bool) -> None:
