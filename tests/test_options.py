@@ -101,7 +101,7 @@ def test_dataclasses_are_asked_as_well() -> None:
         (bool, [True], [1, "no"]),
         (str | None, ["", None], [b"", 0]),
         (Literal["a", 1], ["a", 1], ["b", True]),
-        (Iterable[str], [["a"], ("a",), {"a"}, iter(["a"])], ["a", b"a", [1], 5]),
+        (Iterable[str], [["a"], ("a",), {"a"}, {"a": 1}, iter(["a"])], ["a", b"a", [1], {1: "a"}, 5]),
         (str | Sequence[str], ["a", ["a"]], [b"a", [b"a"]]),
         (Mapping[int, float], [{404: 1}], [{"404": 1}, {404: "1"}, 10, [404]]),
         (frozenset[int], [frozenset({1})], [{1}, frozenset({"1"})]),

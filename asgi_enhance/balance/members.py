@@ -7,7 +7,7 @@ and reached the same way, keeps its `Endpoint` and with it everything that was l
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -62,6 +62,8 @@ class Members:
 
     def configure(self, backends: Iterable[Backend | str] | str) -> None:
         """The backends of the constructor. Raises ConfigError."""
+        if isinstance(backends, Mapping):
+            raise ConfigError("backends must be a list; a weight is said by Backend(url, weight=2)")
         if isinstance(backends, str):
             backends = [part for part in (part.strip() for part in backends.split(",")) if part]
         own: list[Backend | str] = []

@@ -70,6 +70,18 @@ async def test_forward_request_streams_and_lets_go_when_the_client_leaves(http: 
             await until(lambda: balancer.in_flight == 0, within=1)
 
 
+async def test_forward_request_takes_another_path_from_a_changed_scope(http: str) -> None:
+    async with ScriptedBackend() as backend, LoadBalancer([backend.url]) as balancer:
+
+        async def endpoint(request: Request) -> Response:
+            changed = {**request.scope, "path": "/" + request.path_params["rest"], "raw_path": None}
+            return await balancer.forward_request(Request(changed, request.receive))
+
+        async with serve(Starlette(routes=[Route("/gateway/{rest:path}", endpoint)]), http=http) as port:
+            assert (await ask(port, get(b"/gateway/a%20b/c?d=e"))).status == 200
+        assert backend.last.target == b"/a%20b/c?d=e"
+
+
 async def test_forward_request_raises_what_went_wrong() -> None:
     async with LoadBalancer([f"http://127.0.0.1:{free_port()}"]) as balancer:
         scope = {
@@ -367,6 +379,7 @@ async def test_95_the_cookie_is_secure_behind_a_trusted_proxy_that_speaks_https(
         (lambda: Timeouts(connect=0), "connect"),
         (lambda: Limits(max_connections=0), "max_connections"),
         (lambda: LoadBalancer(["HTTP://A:80", "http://a/"]), "backends"),
+        (lambda: LoadBalancer({"http://a": 2}), "backends"),
         (lambda: LoadBalancer(algorithm="ip-hash", hash_bound=float("inf")), "hash_bound"),
         (lambda: LoadBalanceApp([], proxy_status="a b"), "proxy_status"),
         (lambda: HealthCheck(expect="2xx"), "expect"),  # type: ignore[arg-type]
