@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from importlib.resources import files
 from typing import Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from asgi_enhance.cache.valuecache import Claim
 from asgi_enhance.errors import RedisUnavailable
@@ -30,11 +30,14 @@ class Leases:
         self.channel = manager.key("cache", "released")
         self._manager = manager
         self._milliseconds = int(duration * 1000)
+        self._irrevocable = False  # a lease that cannot be given back is none: everybody would wait for it to end
         self._held: dict[Hashable, tuple[str, float]] = {}  # token, and when it ends by itself
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._release = manager.script(files("asgi_enhance.cache").joinpath("release.lua").read_text())
 
     async def claim(self, name: Hashable, give_up: float) -> Claim:
+        if self._irrevocable:
+            return Claim.PASS
         lease, token = lease_of(name), secrets.token_hex(8)
         ends = time.monotonic() + self._milliseconds / 1000
         heard = asyncio.Event()
@@ -71,7 +74,11 @@ class Leases:
         """Give it back; for `mark` seconds nobody shall wait for it."""
         token, _ = self._held.pop(name, (None, 0.0))
         if token is not None:
-            await self._release(keys=[lease_of(name)], args=[token, int(mark * 1000), self.channel])
+            try:
+                await self._release(keys=[lease_of(name)], args=[token, int(mark * 1000), self.channel])
+            except NoPermissionError:
+                self._irrevocable = True
+                raise
 
     def on_released(self, payload: bytes) -> None:
         for heard in self._waiting.get(payload.decode(), ()):

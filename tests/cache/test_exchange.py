@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from asgi_enhance.asgi.types import Message, Receive, Scope, Send
-from asgi_enhance.cache import Cache, CacheMiddleware, MemoryCache
+from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule, MemoryCache
 from asgi_enhance.testing.driver import Driver, http_scope, request
 from tests.cache.origin import Answer, Clock, Origin, fields, until
 
@@ -118,6 +118,20 @@ async def test_only_a_200_to_head_says_something_of_what_is_stored(cache: Cache[
     await request(layer, "/", method="HEAD")
     await request(layer, "/")
     assert origin.sent("if-none-match") == '"a"'
+
+
+async def test_a_rule_does_not_make_anybody_wait_for_events(cache: Cache[Any]) -> None:
+    async def events(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = fields("Content-Type: text/event-stream; charset=utf-8")
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
+        await asyncio.Event().wait()
+
+    layer = CacheMiddleware(events, cache=cache, rules=[CacheRule("*", ttl=60)])
+    one, two = (Driver(layer, http_scope("/"), [{"type": "http.request"}]) for _ in range(2))
+    async with one, two, asyncio.timeout(2):
+        assert (await one.next())["type"] == "http.response.start"
+        assert (await two.next())["type"] == "http.response.start"
 
 
 # -- stale and renewed ------------------------------------------------------------------------------------------------

@@ -84,3 +84,19 @@ async def test_a_renewal_is_kept_though_a_write_came_before_it(redis: RedisManag
         assert (await request(layer, "/")).body == b"old"
         await until(lambda: layer.stats.stored == 3)
         assert (await request(layer, "/")).body == b"new"
+
+
+async def test_a_lease_that_cannot_be_given_back_makes_nobody_wait(redis: RedisManager, redis_url: str) -> None:
+    """As with an ACL that forbids scripts."""
+    await redis.execute("ACL", "SETUSER", "unscripted", "on", ">secret", "~*", "&*", "+@all", "-@scripting")
+    limited = RedisManager(redis_url.replace("://", "://unscripted:secret@"), prefix=redis.prefix)
+    origin = Origin(Answer(FRESH))
+    try:
+        async with limited, RedisCache(limited) as cache:
+            layer = CacheMiddleware(origin, cache=cache)
+            async with asyncio.timeout(5):
+                for _ in range(3):
+                    await request(layer, "/")
+    finally:
+        await redis.execute("ACL", "DELUSER", "unscripted")
+    assert origin.calls == 3

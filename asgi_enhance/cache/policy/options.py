@@ -40,6 +40,7 @@ TELLING: Final = frozenset(
         b"connection",
         b"content-length",
         b"content-location",
+        b"content-type",
         b"date",
         b"etag",
         b"expires",

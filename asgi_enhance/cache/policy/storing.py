@@ -67,7 +67,7 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     if lifetime is None:
         if status in options.negative_ttl:
             lifetime, explicit = options.negative_ttl[status], True
-        elif rule is not None and rule.ttl is not None and status in rule.statuses:
+        elif rule is not None and rule.ttl is not None and status in rule.statuses and not _is_event_stream(index):
             lifetime, explicit = rule.ttl, True
         else:
             last_modified = fields.http_date(modified[0], now) if modified else None
@@ -216,6 +216,11 @@ def _vary(index: Index, rule: CacheRule | None) -> vary.VaryNames | None:
     if rule is not None:
         lines = (*lines, *rule.nominated)
     return vary.names(lines)
+
+
+def _is_event_stream(index: Index) -> bool:
+    """What is told as it happens is old when it is whole; nobody shall wait for that because a rule covers its path."""
+    return any(kind.lower().startswith(b"text/event-stream") for kind in index.get(b"content-type", ()))
 
 
 def _window(directives: Directives, name: str) -> float | None:
