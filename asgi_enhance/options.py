@@ -66,7 +66,7 @@ def fits(value: Any, hint: Any) -> bool:
         return False
     if not of or not isinstance(value, Collection):  # what can be read only once is not read here
         return True
-    if issubclass(kind, Mapping):
+    if isinstance(value, Mapping) and issubclass(kind, Mapping):
         return all(fits(key, of[0]) and fits(each, of[1]) for key, each in value.items())
     if kind is tuple and of[-1] is not Ellipsis:
         return len(value) == len(of) and all(map(fits, value, of))
