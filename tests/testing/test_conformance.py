@@ -439,7 +439,7 @@ DEFECTS: list[tuple[Callable[[ASGIApp], ASGIApp], set[str]]] = [
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken middlewares hang; that need not take long."""
-    monkeypatch.setattr("asgi_enhance.testing.conformance.WAIT", 0.1)
+    monkeypatch.setattr("asgi_enhance.testing.conformance.kit.WAIT", 0.1)
 
 
 def name_of(value: Any) -> str:
