@@ -4,9 +4,11 @@
 
 Each way is an app under uvicorn (uvloop, no compression) in a process of its own; the subscribers are raw sockets in
 this one. Bursts are 60 messages back to back, paced is 8 messages a second. CPU is the server's; latency is from just
-before publishing to the subscriber's read. Ways take turns, each round with new processes; the table has medians, and
-medians of the rounds' ratios to the minimal loop. With `--redis`, messages are published by a second process of the
-same app and reach the subscribers' process through Redis; the minimal loop stays without.
+before publishing to the subscriber's read. In each round all ways have new processes, since two of the same way may
+differ by a tenth for as long as they live, and take three turns one after the other, so that what else runs meets all
+alike; the table has medians of the turns, and of their ratios to the minimal loop. With `--redis`, messages are
+published by a second process of the same app and reach the subscribers' process through Redis; the minimal loop stays
+without.
 """
 
 import argparse
@@ -385,7 +387,7 @@ class Way:
     p99: list[float] = field(default_factory=list)
     lost: int = 0
 
-    async def round(self, paced: int) -> None:
+    async def turn(self, paced: int) -> None:
         count = len(self.clients)
         cpu, lost = await publish(self.port, self.publisher, self.clients, 60, 0)
         self.burst.append((60 * count - lost) / cpu)
@@ -434,7 +436,7 @@ async def publish(
 
 async def main(arguments: argparse.Namespace) -> None:
     pin(1)
-    count, paced, rounds = (200, 8, 1) if arguments.quick else (1000, 16, arguments.rounds)
+    count, paced, turns, rounds = (200, 8, 1, 1) if arguments.quick else (1000, 16, 3, arguments.rounds)
     names = ["minimal loop", *(name for name in (arguments.only or WAYS) if name != "minimal loop")]
     async with contextlib.AsyncExitStack() as stack:
         redis = None
@@ -442,12 +444,29 @@ async def main(arguments: argparse.Namespace) -> None:
             from asgi_enhance.testing.servers import RedisServer
 
             redis = stack.enter_context(RedisServer()).url
-        ways = {name: await stack.enter_async_context(way(name, redis, count)) for name in names}
+        runs: dict[str, list[Way]] = {name: [] for name in names}
         for number in range(rounds):
-            for name, each in ways.items():
-                progress(name, number, rounds)
-                await each.round(paced)
+            async with contextlib.AsyncExitStack() as processes:
+                for name in names:
+                    runs[name].append(await processes.enter_async_context(way(name, redis, count)))
+                for name in names * turns:
+                    progress(name, number, rounds)
+                    await runs[name][-1].turn(paced)
+        ways = {name: together(found) for name, found in runs.items()}
         show(table(ways, f"{count} subscribers, 64 bytes, {'through Redis' if redis else 'in memory'}"))
+
+
+def together(rounds: list[Way]) -> Way:
+    """All turns of a way, as if its processes had been one."""
+    first, *others = rounds
+    for other in others:
+        first.burst += other.burst
+        first.paced += other.paced
+        first.p50 += other.p50
+        first.p99 += other.p99
+        first.lost += other.lost
+    first.memory = median(each.memory for each in rounds)
+    return first
 
 
 def table(ways: dict[str, Way], title: str) -> Table:
