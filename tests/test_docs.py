@@ -67,6 +67,11 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, redis_url: str) 
                 runner.run(value.aclose())
 
 
+def test_no_page_has_two_versions_of_a_line() -> None:
+    for page in (*PAGES, ROOT / "CHANGELOG.md"):
+        assert not re.search("^(<{7}|>{7}) ", page.read_text(), re.MULTILINE), name(page)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
