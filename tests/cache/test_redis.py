@@ -1,0 +1,76 @@
+"""What a cache in Redis reads, and what changes while it reads."""
+
+from typing import Any
+
+import pytest
+
+from asgi_enhance.cache import CacheMiddleware, RedisCache, TieredCache
+from asgi_enhance.cache.entry import Entry
+from asgi_enhance.cache.request import Request, digest
+from asgi_enhance.redis import RedisManager
+from asgi_enhance.testing.driver import http_scope, request
+from tests.cache.origin import Answer, Clock, Origin, until
+
+FRESH = "Cache-Control: max-age=60"
+
+
+async def test_what_cannot_be_read_is_deleted_by_whoever_finds_it(redis: RedisManager) -> None:
+    async with RedisCache(redis) as cache:
+        await request(CacheMiddleware(Origin(Answer(FRESH)), cache=cache), "/")
+        looked = Request(http_scope("/"))
+        key = cache._key(digest(looked.key))
+        await redis.execute("HSET", key, "-", b"not an entry")
+        assert await cache.lookup(looked) is None
+        assert await redis.execute("HEXISTS", key, "-") == 0
+
+
+async def test_what_is_past_keeping_by_the_clock_of_the_cache_is_not_found(redis: RedisManager, clock: Clock) -> None:
+    async with RedisCache(redis, clock=clock) as cache:
+        await request(CacheMiddleware(Origin(Answer(FRESH, 'ETag: "a"')), cache=cache), "/")
+        clock.step(3600)
+        assert await cache.lookup(Request(http_scope("/"))) is not None
+        clock.step(61)
+        assert await cache.lookup(Request(http_scope("/"))) is None
+
+
+async def test_a_purge_that_is_heard_while_purges_are_read_is_read_as_well(
+    redis: RedisManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with RedisCache(redis) as cache:
+        read = cache._news._read
+        reads = 0
+
+        async def interrupted() -> None:
+            nonlocal reads
+            reads += 1
+            await read()
+            if reads == 1:
+                cache._news.happen()
+
+        monkeypatch.setattr(cache._news, "_read", interrupted)
+        await cache.get("key")
+        await until(lambda: cache.opened() is not None and cache.opened().purges.is_ready)  # type: ignore[union-attr]
+        assert cache._news.behind
+        await cache.get("key")
+        assert not cache._news.behind
+
+
+async def test_what_changes_while_it_is_read_is_not_copied(
+    redis: RedisManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with TieredCache(redis) as cache:
+        await until(lambda: cache.is_tracking)
+        await request(CacheMiddleware(Origin(Answer(FRESH)), cache=cache), "/")
+        find = RedisCache._find
+
+        async def changed(self: Any, looked: Request) -> Entry | None:
+            entry = await find(self, looked)
+            self._on_change(self._key(digest(looked.key)).encode())
+            return entry
+
+        monkeypatch.setattr(RedisCache, "_find", changed)
+        assert await cache.lookup(Request(http_scope("/"))) is not None
+        assert cache.peek(Request(http_scope("/"))) is None
+        monkeypatch.setattr(RedisCache, "_find", find)
+        await cache.lookup(Request(http_scope("/")))
+        assert cache.peek(Request(http_scope("/"))) is not None
