@@ -22,9 +22,9 @@ from redis.exceptions import RedisError
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.ratelimit.budget import Budget
-from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Standing, Stats, refusal
+from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, Standing, Stats
 from asgi_enhance.ratelimit.keys import digest
-from asgi_enhance.ratelimit.policy import SECOND
+from asgi_enhance.ratelimit.replies import Denial, decisions
 from asgi_enhance.ratelimit.share import Share
 from asgi_enhance.redis import RedisManager
 
@@ -41,16 +41,6 @@ class _Lane:
     def __init__(self) -> None:
         self.waiting: list[asyncio.Future[Decision]] = []
         self.since = 0.0  # when the first of them came, by the loop's clock
-
-
-class _Denial:
-    """A refusal that is still good: the decision, and when the script said to come back (monotonic seconds)."""
-
-    __slots__ = ("decision", "until")
-
-    def __init__(self, decision: Decision, until: float) -> None:
-        self.decision = decision
-        self.until = until
 
 
 class RedisStore:
@@ -84,7 +74,7 @@ class RedisStore:
         self._loop = asyncio.get_running_loop()
         self._tasks = Tasks()
         self._deny_seconds = deny_seconds if deny_keys else 0.0
-        self._denied: TLRUCache[Demands, _Denial] = TLRUCache(
+        self._denied: TLRUCache[Demands, Denial] = TLRUCache(
             max(1, deny_keys), lambda _, denial, now: min(denial.until, now + deny_seconds), time.monotonic
         )
         self._denying = 0.0  # until when somebody is denied: before that, nobody has to be looked up
@@ -129,7 +119,7 @@ class RedisStore:
         """Be the first in a lane, and call."""
         if time.monotonic() < self._denying and (denial := self._denied.get(demands)) is not None:
             self.stats.refused_locally += 1
-            return _again(denial)
+            return denial.again(time.monotonic())
         lane = self._lanes.get(demands)
         if lane is not None:  # somebody was quicker
             return await self._join(lane)
@@ -144,7 +134,7 @@ class RedisStore:
     async def peek(self, demands: Demands) -> Decision:
         """What `hit` would say of one identity, without taking anything."""
         reply = await self._ask("peek", demands, 1)
-        return _decisions(demands, 1, reply)[0]
+        return decisions(demands, 1, reply)[0]
 
     async def charge(self, demands: Demands) -> None:
         """Take, whether it fits or not."""
@@ -194,12 +184,12 @@ class RedisStore:
                 try:
                     before = time.monotonic()
                     reply = await self._within(self._hit(demands, len(group)), deadline)
-                    decisions = self._decided(demands, len(group), reply, before)
+                    answers = self._decided(demands, len(group), reply, before)
                 except RedisUnavailable as error:
                     for future in group:
                         _fail(future, str(error))
                 else:
-                    for future, decision in zip(group, decisions, strict=True):
+                    for future, decision in zip(group, answers, strict=True):
                         if not future.done():
                             future.set_result(decision)
         finally:
@@ -213,14 +203,14 @@ class RedisStore:
 
     def _decided(self, demands: Demands, want: int, reply: list[int], before: float) -> list[Decision]:
         """What the script said, remembered where it has to be."""
-        decisions = _decisions(demands, want, reply)
-        last = decisions[-1]
+        answers = decisions(demands, want, reply)
+        last = answers[-1]
         if last.retry_after and self._deny_seconds and (last.reason == "ban" or not _strikes(demands)):
             until = before + last.retry_after
-            self._denied[demands] = _Denial(last, until)
+            self._denied[demands] = Denial(last, until)
             self._denying = max(self._denying, min(until, before + self._deny_seconds))
         self._share.learn(demands, reply[0], reply[2::4], reply[3::4])
-        return decisions
+        return answers
 
     async def tell(self, demands: Demands) -> None:
         """Tell Redis what it does not know of these."""
@@ -288,42 +278,6 @@ class RedisStore:
             for denied in list(self._denied):
                 if any((demand.quota.slot, demand.identity) in freed for demand in denied):
                     self._denied.pop(denied, None)
-
-
-def _decisions(demands: Demands, want: int, reply: list[int]) -> list[Decision]:
-    """One decision for each of `want` requests, in the order they came."""
-    granted, now = reply[:2]
-    if want == granted == len(demands) == 1:  # the most frequent case
-        standing = Standing(demands[0].quota, min(reply[2], reply[3]), reply[4] / SECOND)
-        return [Decision(True, (standing,), None, (), "", False, now)]
-    rooms, resets, waits = map(min, reply[2::4], reply[3::4]), reply[4::4], reply[5::4]
-    taken = [row for row in zip(demands, rooms, resets, strict=True) if row[0].role == TAKE]
-    decisions = []
-    for later in range(granted - 1, -1, -1):  # how many were admitted in the same call after this one
-        standings = [
-            Standing(demand.quota, max(0, room + later * demand.cost), reset / SECOND) for demand, room, reset in taken
-        ]
-        decisions.append(Decision(True, tuple(standings), None, (), "", False, now))
-    if granted < want:
-        left = tuple(Standing(demand.quota, max(0, room), reset / SECOND) for demand, room, reset in taken)
-        decisions += [refusal(demands, waits, left)] * (want - granted)
-    return decisions
-
-
-def _again(denial: _Denial) -> Decision:
-    """The same refusal, so much later."""
-    left = max(0.0, denial.until - time.monotonic())
-    passed = (denial.decision.retry_after or 0.0) - left
-    return Decision(
-        False,
-        tuple(
-            Standing(standing.quota, standing.remaining, max(0.0, standing.reset - passed))
-            for standing in denial.decision.standings
-        ),
-        left,
-        denial.decision.violated,
-        denial.decision.reason,
-    )
 
 
 def _rate(demands: Demands) -> float:

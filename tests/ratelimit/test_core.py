@@ -187,3 +187,11 @@ async def test_what_is_done_is_counted() -> None:
 def test_a_bad_option_is_a_config_error(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         RateLimiter(**options)  # type: ignore[arg-type]
+
+
+async def test_a_charge_in_memory_is_of_the_whole_limit_however_many_workers_there_are() -> None:
+    limiter = RateLimiter("100/minute burst 20", expected_workers=4)
+    await limiter.charge(limiter.demands("a", "api", 60))
+    wait = (await limiter.peek("a")).retry_after
+    assert wait is not None
+    assert 24 < wait < 25
