@@ -507,7 +507,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="200 subscribers, one short round")
     parser.add_argument("--redis", action="store_true", help="publish from a second process through Redis")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2, help="some three minutes each with all ways")
     parser.add_argument("--only", nargs="+", choices=WAYS)
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
