@@ -14,6 +14,8 @@ The rules:
 
 import asyncio
 import select
+from asyncio.trsock import TransportSocket
+from contextlib import suppress
 from typing import Any, Protocol
 
 import httptools
@@ -241,12 +243,16 @@ class Connection(asyncio.Protocol):
         self.closed = True  # the transport closes itself and connection_lost follows
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        transport, self._transport = self._transport, None
         self.closed = True
         if not self.busy:
             self._owner.lost(self)
         elif not self.complete:
-            if exc is None and self.status is not None and self._ends_with_connection():
+            if exc is not None and transport is not None:
+                self._salvage(transport)
+            if self.complete:
+                self._wake()
+            elif exc is None and self.status is not None and self._ends_with_connection():
                 self.complete = True
                 self._wake()
             else:
@@ -304,6 +310,19 @@ class Connection(asyncio.Protocol):
             self.keep_alive = self._parser.should_keep_alive()
 
     # Inside
+
+    def _salvage(self, transport: Any) -> None:
+        """Read what a backend has sent before it reset the connection and the loop has not read.
+
+        Who refuses a large upload answers and closes. asyncio, still writing, meets the reset first and reads no more;
+        uvloop does not, and closes its socket before it says so.
+        """
+        end = transport.get_extra_info("socket")
+        if not isinstance(end, TransportSocket) or transport.get_extra_info("sslcontext") is not None:
+            return
+        with suppress(OSError), end.dup() as own:
+            while self._size <= HIGH_WATER and not self.complete and (data := own.recv(HIGH_WATER)):
+                self.data_received(data)
 
     def _cut(self) -> None:
         transport, self._transport = self._transport, None
