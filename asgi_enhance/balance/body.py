@@ -15,6 +15,7 @@ class Body:
     """
 
     __slots__ = (
+        "_asked",
         "_kept",
         "_pushed",
         "_receive",
@@ -39,7 +40,7 @@ class Body:
         self.limit = limit
         self.first = b""
         self.size = 0
-        self.more = expected
+        self.more = self._asked = expected
         self.reading = False
         self.ended = False
 
@@ -76,13 +77,21 @@ class Body:
         self.first = b"".join(self._kept)
         self._kept = [self.first]
 
-    async def gone(self) -> None:
-        """After the end of the body: return when the client has left."""
+    async def gone(self) -> bool:
+        """After the end of the body: wait until the client has left. False if `receive` is not one to tell.
+
+        A layer in front that puts back a body it has read often answers with that body for ever, at once: whoever
+        waited there for the client to leave would never let go of the loop.
+        """
+        unread = not self._asked  # then the body's one empty message is still to come
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.ended = True
-                return
+                return True
+            if not unread:
+                return False
+            unread = message.get("more_body", False)
 
     async def _read(self) -> bytes:
         message, self._pushed = self._pushed, None

@@ -123,5 +123,5 @@ class Runtime:
 
 
 async def _watch(exchange: Exchange) -> None:
-    await exchange.body.gone()
-    exchange.interrupt(ClientGone("the client left"))
+    if await exchange.body.gone():
+        exchange.interrupt(ClientGone("the client left"))

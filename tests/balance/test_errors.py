@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
+from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.balance import Backend, Limits, LoadBalanceApp, LoadBalancer, Retries, Timeouts
 from asgi_enhance.testing.live import free_port
 from tests.balance.wire import OK, ScriptedBackend, Wire, ask, connect, front, get, serve, until
@@ -166,6 +167,34 @@ async def test_77_a_client_that_leaves_before_the_head_lets_the_backend_go_withi
             await until(lambda: bool(backend.wires))
         await until(lambda: backend.wires[0].reader.at_eof(), within=1)
         assert backend.balancer.in_flight == 0
+
+
+async def test_77_a_layer_that_answers_every_receive_with_the_body_does_not_hold_the_loop(http: str) -> None:
+    """How a middleware that has read the body commonly puts it back; it cannot tell that the client has left."""
+    asked = 0
+
+    async def receive() -> Message:
+        nonlocal asked
+        asked += 1
+        if asked > 100:
+            raise RuntimeError("asked for ever")
+        return {"type": "http.request", "body": b"abc"}
+
+    async def answer(wire: Wire) -> None:
+        await wire.message()
+        await until(lambda: asked > 1)
+        await wire.send(OK)
+
+    async with ScriptedBackend(answer) as backend:
+        balanced = LoadBalanceApp([backend.url])
+
+        async def app(scope: Scope, _: Receive, send: Send) -> None:
+            await balanced(scope, receive, send)
+
+        async with serve(app, http=http) as port:
+            assert (await ask(port, get(b"/", b"Content-Length: 3", method=b"POST", body=b"abc"))).status == 200
+        await balanced.balancer.close()
+    assert asked == 2
 
 
 async def test_78_a_client_that_leaves_in_mid_stream_lets_the_backend_go_within_a_second(http: str) -> None:
