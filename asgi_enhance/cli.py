@@ -173,7 +173,7 @@ async def _problems(settings: Any) -> list[str]:
                 if report["healthy"]:
                     print(f"✓ {backend} answers")
                 else:
-                    problems.append(f"API_LOAD_BALANCER_BACKENDS: {backend}: {report['last_failure']}")
+                    problems.append(f"API_LOAD_BALANCER_BACKENDS: {backend}: {report['error']}")
     return problems
 
 
