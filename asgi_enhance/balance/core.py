@@ -250,7 +250,10 @@ class LoadBalancer(Resource[Runtime]):
         await self._shared().drop(url)
 
     async def close(self) -> None:
-        """Close every connection and stop every task on this event loop. Idempotent; a later request starts anew."""
+        """End what is under way (503, WebSockets 1001), every connection and task on this event loop.
+
+        Idempotent; a later request starts anew.
+        """
         await self.aclose()
 
     # Inside

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from asgi_enhance.asgi.types import Headers
 from asgi_enhance.balance.backend import Endpoint
 from asgi_enhance.balance.body import Body
-from asgi_enhance.balance.failure import ClientGone, Rejected, UpstreamFailure
+from asgi_enhance.balance.failure import ClientGone, GoingAway, Rejected, UpstreamFailure
 from asgi_enhance.balance.headers import RequestHead
 
 if TYPE_CHECKING:
@@ -206,6 +206,8 @@ class Exchange:
             return ClientGone("the client does not take the response")
         if self.answer is None:
             return UpstreamFailure("the backend did not answer in time", error="http_response_timeout")
+        if self.websocket:
+            return GoingAway("nothing crossed the WebSocket for too long")
         return UpstreamFailure("the response did not move in time", error="connection_read_timeout")
 
     def let_go(self, error: BaseException | None = None) -> None:

@@ -58,8 +58,8 @@ class ClientGone(LoadBalancerError):
     """The client has left; there is nobody to answer and no backend to blame."""
 
 
-class Draining(LoadBalancerError):
-    """The backend of a WebSocket is being taken out; the client is to connect again."""
+class GoingAway(LoadBalancerError):
+    """A WebSocket ends by nobody's fault: its backend is being taken out, the balancer is, or nothing crosses it."""
 
 
 def problem(error: Rejected | Unavailable | UpstreamFailure, proxy_status: str | None = None) -> Problem:

@@ -18,7 +18,7 @@ from asgi_enhance.balance.backend import Backend, Endpoint
 from asgi_enhance.balance.checks import probe, watch
 from asgi_enhance.balance.discovery import FIRST_ANSWER, PREFIX, DnsName
 from asgi_enhance.balance.dispatch import Dispatcher
-from asgi_enhance.balance.failure import Draining
+from asgi_enhance.balance.failure import GoingAway
 from asgi_enhance.balance.health import Roster
 from asgi_enhance.balance.options import HealthCheck, Limits
 from asgi_enhance.balance.registry import RedisBoard, Registry
@@ -230,7 +230,7 @@ def _same_way(one: Backend, other: Backend) -> bool:
 
 def _close_websockets(endpoint: Endpoint, runtime: Runtime) -> None:
     for exchange in runtime.websockets(endpoint):
-        exchange.interrupt(Draining("the backend is being taken out"))
+        exchange.interrupt(GoingAway("the backend is being taken out"))
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -32,7 +32,8 @@ class Timeouts:
     idle:       without a byte moving, in either direction. Default: 60 s (nginx).
     total:      for the whole exchange with all its retries. Default: none, so that streams may last.
     queue:      a request waits for a free backend. Default: 1 s.
-    websocket_idle: without a message in either direction on a WebSocket. Default: none; lost peers are found by ping.
+    websocket_idle: without a message in either direction on a WebSocket, which is closed with 1001 then. Default: none;
+                lost peers are found by ping.
     keep_alive: an unused connection is kept. Default: 4 s, below the 5 s after which uvicorn closes it.
     """
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.balance.backend import Endpoint
 from asgi_enhance.balance.exchange import Exchange, Upstream
-from asgi_enhance.balance.failure import ClientGone
+from asgi_enhance.balance.failure import ClientGone, GoingAway, Unavailable
 
 TICK = 0.1
 
@@ -99,6 +99,10 @@ class Runtime:
         self.active.discard(exchange)
 
     async def aclose(self) -> None:
+        """Call off every exchange, end every task, close every connection."""
+        for exchange in list(self.active):
+            away = GoingAway if exchange.websocket else Unavailable
+            exchange.interrupt(away("the balancer is being closed"))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

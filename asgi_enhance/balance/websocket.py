@@ -13,7 +13,7 @@ from websockets.frames import EXTERNAL_CLOSE_CODES
 from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.balance.core import LoadBalancer
 from asgi_enhance.balance.exchange import Exchange
-from asgi_enhance.balance.failure import ClientGone, Draining, Rejected, Unavailable, UpstreamFailure, problem
+from asgi_enhance.balance.failure import ClientGone, GoingAway, Rejected, Unavailable, UpstreamFailure, problem
 from asgi_enhance.balance.upstream.websocket import WebSocketAnswer
 
 logger = logging.getLogger("asgi_enhance.balance")
@@ -47,7 +47,7 @@ async def proxy_websocket(
                 await relay.refuse(exchange, answer)
     except ClientGone:
         core.stats.clients_gone += 1
-    except Draining:
+    except GoingAway:
         await relay.close(GOING_AWAY, "")
     except (Rejected, Unavailable, UpstreamFailure) as error:
         if not isinstance(error, Rejected):

@@ -459,3 +459,17 @@ def test_a_connection_over_tls_serves_many_posts(loop: Callable[[], asyncio.Abst
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(posts())
     assert connections == 1
+
+
+async def test_close_ends_what_is_under_way_and_nothing_is_tried_again(http: str) -> None:
+    async def silent(wire: Wire) -> None:
+        await backend.request(wire)
+        await wire.rest()
+
+    async with front(silent, http, limits=Limits(max_connections=1)) as (backend, port):
+        balancer = backend.balancer
+        asked, queued = (asyncio.create_task(ask(port, get())) for _ in range(2))
+        await until(lambda: bool(backend.requests) and balancer.stats.queued == 1)
+        await balancer.close()
+        assert [(await one).status for one in (asked, queued)] == [503, 503]
+        assert (balancer.in_flight, len(backend.requests), balancer.stats.backend_failures) == (0, 1, 0)

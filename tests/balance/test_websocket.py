@@ -228,9 +228,12 @@ async def test_88_a_client_that_is_lost_closes_the_backend_within_a_second(ws: P
 
 async def test_89_a_websocket_that_stands_still_too_long_is_closed_on_both_sides(ws: Protocols) -> None:
     async with between(wait, ws, timeouts=Timeouts(websocket_idle=0.15)) as both, both.connect() as client:
-        with pytest.raises(ConnectionClosed):
+        with pytest.raises(ConnectionClosed) as closed:
             await client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
         await until(lambda: both.app.balancer.in_flight == 0)
+        assert both.app.balancer.stats.backend_failures == 0  # or clients that say nothing could take a backend out
 
 
 async def test_90_a_reader_that_is_slow_stalls_the_other_side(ws: Protocols) -> None:
@@ -297,6 +300,16 @@ async def test_92_an_open_websocket_counts_and_drain_closes_it_with_1001(ws: Pro
             await client.recv()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1001
+
+
+async def test_92_a_balancer_that_is_closed_closes_its_websockets_with_1001(ws: Protocols) -> None:
+    async with between(wait, ws) as both, both.connect() as client:
+        await both.app.balancer.close()
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+        assert both.app.balancer.in_flight == 0
 
 
 async def test_a_backend_that_refuses_the_connection_is_replaced_by_another(ws: Protocols) -> None:
