@@ -69,27 +69,24 @@ class Call:
         self._collapsed: bool | None = None
         self._leads: Lead | None = None
         self._fetch: Fetch | None = None
+        self._validating = False
 
     async def forward(self) -> None:
         layer, cache, request = self._layer, self._cache, self._request
         if self._entry is None:
-            self._validating = False
             layer.stats.misses += 1
         else:
             self._validating = request.method == "GET" and bool(conditional.validators(self._entry))
             layer.stats.validations += 1
-        self._withheld = self._started = self._received_body = False
-        self._copy: BodyCopy | None = None
-        self._draft: Entry | None = None
-        self._requested, self._timer = cache.clock(), time.perf_counter()
-        self._fetch = cache.fetch(request)
+        fetch = cache.fetch(request.key, request.fence)
+        self.begin(fetch, cache.clock(), time.perf_counter())
         if cache.remote:
-            await cache.fence(self._fetch)
+            await cache.fence(fetch)
         try:
             scope = self._scope
             if self._validating or scope.get("extensions"):
                 scope = self._inner_scope()
-            await layer.app(scope, self._watch, self._on_message)
+            await layer.app(scope, self._watch, self.on_message)
         except Exception as error:
             if self._leads is not None:
                 self._leads.fail()
@@ -98,11 +95,18 @@ class Call:
                 raise
             logger.error("the app failed; a stale response was served instead", exc_info=error)
 
+    def begin(self, fetch: Fetch | None, requested: float, timer: float) -> None:
+        """The app is asked now: by the clock of the cache, and by the one that measures how long it takes."""
+        self._fetch = fetch
+        self._requested, self._timer = requested, timer
+        self._withheld = self._started = self._received_body = False
+        self._copy: BodyCopy | None = None
+        self._draft: Entry | None = None
+
     def _inner_scope(self) -> Scope:
         scope = self._scope
         if self._request.method == "GET" and self._layer.storable(self._request):
-            # A file sent by path cannot be copied; bytes can
-            scope = without_extensions(scope, "http.response.pathsend", "http.response.zerocopysend")
+            scope = copyable(scope)
         if self._validating:
             scope = derived(scope, headers=conditional.asking(self._request.headers, self._entry))
         return scope
@@ -111,13 +115,16 @@ class Call:
         """A GET over HTTP/2 may have a body that no field announces, and what is made of it is for nobody else."""
         message = await self._receive()
         if message.get("body"):
-            self._received_body = True
-            self._give_up()
+            self.has_body()
         return message
+
+    def has_body(self) -> None:
+        self._received_body = True
+        self._give_up()
 
     # -- what the app says ----------------------------------------------------------------------------------------
 
-    def _on_message(self, message: Message) -> Awaitable[None]:
+    def on_message(self, message: Message) -> Awaitable[None]:
         """Hands the server's own awaitable on, one coroutine less, where there is nothing else to wait for."""
         kind = message["type"]
         if self._withheld:
@@ -282,6 +289,11 @@ class Call:
 
     def _told(self, code: int | None, stored: bool, detail: str | None = None) -> bytes:
         return status.forwarded(self._layer.cache_name, self._why, code, stored, self._collapsed, detail)
+
+
+def copyable(scope: Scope) -> Scope:
+    """The scope for an app whose bytes are to be seen: a file that is sent by its path cannot be copied."""
+    return without_extensions(scope, "http.response.pathsend", "http.response.zerocopysend")
 
 
 async def _done() -> None:

@@ -126,9 +126,9 @@ class Cache(ValueCache[R], Generic[R]):
             self._searches.put(place, entry.no_vary_search)
             request.key = (*place, simplified(request.url[4], search))
 
-    def fetch(self, request: Request) -> Fetch:
+    def fetch(self, key: Key, fence: bytes | None = None) -> Fetch:
         """To be made before the app is asked, and given to `store` with what the app has said."""
-        return Fetch(request.key, self.purges.number, self._writes.number, request.fence)
+        return Fetch(key, self.purges.number, self._writes.number, fence)
 
     async def fence(self, fetch: Fetch) -> None:
         """Complete a fetch with what only other processes know. Needed where the cache is `remote`."""

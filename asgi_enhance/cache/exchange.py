@@ -142,10 +142,7 @@ class Exchange(Call):
     async def write_through(self) -> None:
         """An unsafe method: the app decides, and what it changes goes before the client hears of it."""
         self._why = "method"
-
-        self._withheld = self._started = self._validating = self._received_body = False
-        self._copy, self._draft = None, None
-        self._requested, self._timer = self._cache.clock(), time.perf_counter()
+        self.begin(None, self._cache.clock(), time.perf_counter())
         await self._layer.app(self._scope, self._receive, self._on_written)
 
     async def _on_written(self, message: Message) -> None:
@@ -156,9 +153,9 @@ class Exchange(Call):
             if groups := invalidation.groups(self._request, code, headers):
                 await self._cache.purge(tags=groups)
             if self._request.method == "POST":
-                self._fetch = self._cache.fetch(self._request)
+                self._fetch = self._cache.fetch(self._request.key, self._request.fence)
                 await self._cache.fence(self._fetch)
-        await self._on_message(message)
+        await self.on_message(message)
 
     async def _tell(self, message: Message) -> None:
         """Pass on a response that is none of the cache's business, with a note that it is not."""

@@ -13,6 +13,7 @@ from asgi_enhance.cache.core import Cache, Shelf
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.exchange import Exchange
 from asgi_enhance.cache.memory import MemoryCache
+from asgi_enhance.cache.passing import Passing
 from asgi_enhance.cache.policy import invalidation, status
 from asgi_enhance.cache.policy.conditional import asking
 from asgi_enhance.cache.policy.options import RISKY_HEADERS, Options
@@ -164,8 +165,7 @@ class CacheMiddleware:
             entry = shelf.only
             if entry is None:
                 if not self._rules:
-                    request = Request(scope, self._namespace, (), self.options.encodings, url)
-                    await Exchange(self, scope, receive, send, request).forward()
+                    await Passing(self, scope, receive, send, url).run()
                     return
             elif (now := self._clock()) < entry.fresh_until and not entry.purged:
                 self.stats.hits += 1
@@ -175,7 +175,7 @@ class CacheMiddleware:
                 await send({"type": "http.response.start", "status": entry.status, "headers": headers.copy()})
                 await send({"type": "http.response.body", "body": entry.body})
                 return
-        request = Request(scope, self._namespace, self._partition_by, self.options.encodings, url)
+        request = self.request(scope, url)
         exchange = Exchange(self, scope, receive, send, request)
         self.cache.simplify(request)
         if method in ("GET", "HEAD"):
@@ -184,6 +184,10 @@ class CacheMiddleware:
             await self.app(scope, receive, send)
         else:
             await exchange.write_through()
+
+    def request(self, scope: Scope, url: Key | None = None) -> Request:
+        """What the cache asks of a request. `url`: what `_plain` has found."""
+        return Request(scope, self._namespace, self._partition_by, self.options.encodings, url)
 
     def _plain(self, scope: Scope) -> Key | None:
         """The URL of a request that asks for nothing but the response, in one look; `Request` reads the others."""
@@ -234,7 +238,7 @@ class CacheMiddleware:
         scope = {**scope, "method": "GET", "headers": asking(scope["headers"], None)}
         if "state" in scope:
             scope["state"] = dict(scope["state"])
-        request = Request(scope, self._namespace, self._partition_by, self.options.encodings)
+        request = self.request(scope)
         if self.cache.flights.find(self.cache.flight_name(request)) is None:
             async with asyncio.timeout(self.refresh_timeout):
                 await Exchange(self, scope, _Nobody(), _discard, request).renew(stale)

@@ -66,7 +66,7 @@ async def test_a_write_in_another_process_reaches_a_miss_that_has_only_looked(re
     async with RedisCache(redis) as here, RedisCache(redis) as there:
         assert await here.lookup(looked) is None
         await there.invalidate([looked.url])
-        assert not await here.store(looked, entry, here.fetch(looked))
+        assert not await here.store(looked, entry, here.fetch(looked.key, looked.fence))
 
 
 async def test_a_renewal_is_kept_though_a_write_came_before_it(redis: RedisManager, clock: Clock) -> None:
