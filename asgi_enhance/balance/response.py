@@ -29,6 +29,11 @@ class ForwardedResponse(Response):
             exchange.detach()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._send(send)
+        if self.background is not None:  # set by whoever returns it: FastAPI does
+            await self.background()
+
+    async def _send(self, send: Send) -> None:
         exchange, answer = self._exchange, self._answer
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         if exchange.done and exchange.reason is None:
