@@ -1,5 +1,7 @@
 """Active health checks: one loop a backend, a GET on a connection of its own, redirects not followed.
 
+A backend with a `transport` is asked by that: it may be reached no other way.
+
 With a `Shared` board (Redis) only the holder of a backend's lease asks it; the others take its verdict while that is
 fresh, and ask themselves when it is not. Good news from elsewhere is believed only after a good check of one's own.
 """
@@ -15,6 +17,7 @@ from asgi_enhance.balance.health import Roster
 from asgi_enhance.balance.options import HealthCheck
 from asgi_enhance.balance.upstream.http1 import Connection
 from asgi_enhance.balance.upstream.pool import dial, tls_of
+from asgi_enhance.balance.upstream.transport import get
 
 logger = logging.getLogger("asgi_enhance.balance")
 
@@ -72,26 +75,34 @@ def _log(endpoint: Endpoint, why: str) -> None:
 
 async def probe(backend: Backend, check: HealthCheck) -> str:
     """One check: does the backend answer the path in time with a status that is expected? What is wrong, or nothing."""
-    connection = Connection(asyncio.get_running_loop(), _Nobody(), max_head=MAX_HEAD)
+    target = backend.target(*_split(check.path))
     host = (check.host or backend.host or backend.authority.decode()).encode()
-    request = b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % (
-        backend.target(*_split(check.path)),
-        host,
-    )
     try:
         async with asyncio.timeout(check.timeout):
-            await dial(backend, connection, tls_of(backend))
-            connection.begin(request, to_head=False, whole=True)
-            while connection.status is None:
-                await connection.progress()
-            size = 0
-            while size <= MAX_BODY and (piece := await connection.read()):
-                size += len(piece)
-            return "" if connection.status in check.expect else f"GET {check.path} was answered {connection.status}"
+            if backend.transport is not None:
+                status = await get(backend, target, host, max_body=MAX_BODY)
+            else:
+                status = await _get(backend, target, host)
+        return "" if status in check.expect else f"GET {check.path} was answered {status}"
     except TimeoutError:
         return f"GET {check.path} was not answered within {check.timeout:g} s"
     except Exception as error:
         return f"GET {check.path}: {error}"
+
+
+async def _get(backend: Backend, target: bytes, host: bytes) -> int:
+    """The status of an answer that has arrived whole, or up to what is read of it."""
+    connection = Connection(asyncio.get_running_loop(), _Nobody(), max_head=MAX_HEAD)
+    try:
+        await dial(backend, connection, tls_of(backend))
+        request = b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % (target, host)
+        connection.begin(request, to_head=False, whole=True)
+        while (status := connection.status) is None:
+            await connection.progress()
+        size = 0
+        while size <= MAX_BODY and (piece := await connection.read()):
+            size += len(piece)
+        return status
     finally:
         connection.abort()
 

@@ -139,7 +139,7 @@ class Ejection:
 @checked
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """Active health: a GET on a connection of its own.
+    """Active health: a GET on a connection of its own, or by the backend's `transport`.
 
     path:      asked of every backend. Default: `/`.
     interval:  seconds between two checks, ±20 %. Default: 2 (HAProxy).

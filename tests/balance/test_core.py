@@ -11,12 +11,14 @@ import pytest
 import trustme
 import uvloop
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asgi_enhance.balance import Backend, HealthCheck, Limits, LoadBalanceApp, LoadBalancer, Retries, Sticky, Timeouts
 from asgi_enhance.balance.discovery import DnsName
+from asgi_enhance.balance.upstream.pool import tls_of
 from asgi_enhance.errors import BackendError, ConfigError, LoadBalancerError
 from asgi_enhance.testing.driver import request
 from asgi_enhance.testing.live import free_port
@@ -68,6 +70,31 @@ async def test_forward_request_streams_and_lets_go_when_the_client_leaves(http: 
                 assert await client.read(3) == b"one"
                 assert balancer.in_flight == 1
             await until(lambda: balancer.in_flight == 0, within=1)
+
+
+@pytest.mark.parametrize("length", [2, 3], ids=["at once", "streamed"])
+async def test_forward_request_runs_the_background_task_of_its_response(http: str, length: int) -> None:
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\nok" % length)
+        await until(lambda: bool(told))
+        await wire.send(b"!"[: length - 2])
+
+    told: list[str] = []
+    ran = asyncio.Event()
+
+    async with ScriptedBackend(answer) as backend, LoadBalancer([backend.url]) as balancer:
+
+        async def endpoint(request: Request) -> Response:
+            response = await balancer.forward_request(request)
+            told.append("answered")
+            response.background = BackgroundTask(ran.set)
+            return response
+
+        async with serve(Starlette(routes=[Route("/", endpoint)]), http=http) as port:
+            assert len((await ask(port, get())).body) == length
+            async with asyncio.timeout(1):
+                await ran.wait()
 
 
 async def test_forward_request_takes_another_path_from_a_changed_scope(http: str) -> None:
@@ -307,6 +334,18 @@ async def test_an_in_process_app_can_be_a_backend(http: str) -> None:
     await app.balancer.close()
 
 
+async def test_a_backend_with_a_transport_is_checked_by_it() -> None:
+    async def status(request: Request) -> Response:
+        return PlainTextResponse(request.headers["host"], int(request.path_params["status"]))
+
+    transport = httpx2.ASGITransport(Starlette(routes=[Route("/base/{status}", status)]))
+    backend = Backend("http://inner.invalid/base", transport=transport)
+    for code, healthy in ((200, True), (503, False)):
+        async with LoadBalancer([backend], health=HealthCheck(f"/{code}")) as balancer:
+            report = (await balancer.health_check())[backend.name]
+            assert (report["healthy"], f"answered {code}" in report["error"]) == (healthy, not healthy)
+
+
 async def test_a_transport_sends_target_and_fields_as_they_are_and_maps_its_errors(http: str) -> None:
     async with ScriptedBackend() as backend, httpx2.AsyncHTTPTransport() as transport:
         app = LoadBalanceApp([Backend(backend.url, transport=transport)])
@@ -395,6 +434,10 @@ async def test_95_the_cookie_is_secure_behind_a_trusted_proxy_that_speaks_https(
 def test_a_bad_argument_is_named(make: Any, argument: str) -> None:
     with pytest.raises(ConfigError, match=argument):
         make()
+
+
+def test_the_systems_trust_is_read_once() -> None:
+    assert tls_of(Backend("https://a")) is tls_of(Backend("https://b"))
 
 
 async def test_tls_backends_are_verified() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asgi_enhance.asgi.types import Message
-from asgi_enhance.balance import Backend, Ejection, Hedge, Limits, LoadBalanceApp, Retries
+from asgi_enhance.balance import Backend, Ejection, Hedge, Limits, LoadBalanceApp, Retries, Timeouts
 from asgi_enhance.testing.driver import Driver, http_scope, request
 from tests.balance.wire import OK, Script, ScriptedBackend, Wire, ask, connect, front, get, serve, until
 
@@ -44,6 +44,12 @@ async def test_96_a_kept_alive_connection_that_ends_is_not_replaced_for_a_post(h
     async with front(closes_after(1), http) as (_, port):
         statuses = [(await ask(port, get(method=b"POST"))).status for _ in range(2)]
         assert statuses == [200, 502]
+
+
+async def test_96_a_connection_nobody_uses_is_closed_in_its_time() -> None:
+    async with front(timeouts=Timeouts(keep_alive=0.1)) as (backend, port):
+        await asyncio.gather(*(ask(port, get()) for _ in range(3)))
+        await until(lambda: all(wire.over for wire in backend.wires))
 
 
 async def test_96_a_connection_that_is_still_closing_is_not_used_again() -> None:

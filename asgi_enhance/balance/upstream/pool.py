@@ -1,11 +1,12 @@
 """The connections to one backend over HTTP/1.1, and how a request is put on the wire.
 
-How many are open is decided by the balancer's slots; the pool only keeps the idle ones, newest first, so that the rest
-grow old enough to be closed. Nothing waits here but the connect itself.
+How many are open is decided by the balancer's slots; the pool only keeps the idle ones and gives out the newest first,
+so that the rest grow old enough to be closed. Nothing waits here but the connect itself.
 """
 
 import asyncio
 import ssl
+from functools import cache
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.balance.backend import Backend
@@ -28,7 +29,8 @@ class Http1Upstream:
         self._limits = limits
         self._host = backend.host.encode() if backend.host else backend.authority if rewrite_host else None
         self._tls = tls_of(backend)
-        self._idle: list[Connection] = []
+        self._idle: list[Connection] = []  # the oldest first
+        self._sweeper: asyncio.TimerHandle | None = None
         self._open: set[Connection] = set()
 
     def __repr__(self) -> str:
@@ -59,6 +61,8 @@ class Http1Upstream:
         assert isinstance(answer, Connection)
         if answer.release(self._loop.time()):
             self._idle.append(answer)
+            if self._sweeper is None:
+                self._sweeper = self._loop.call_later(self._timeouts.keep_alive, self._sweep)
         else:
             self._open.discard(answer)
 
@@ -74,6 +78,8 @@ class Http1Upstream:
             self._close(self._idle.pop())
 
     async def aclose(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for connection in list(self._open):
             self._close(connection)
         self._idle.clear()
@@ -81,6 +87,15 @@ class Http1Upstream:
     def _close(self, connection: Connection) -> None:
         self._open.discard(connection)
         connection.abort()
+
+    def _sweep(self) -> None:
+        """Close what has not been used for long: the pool of a quiet time is smaller than that of the last burst."""
+        self._sweeper = None
+        now, keep = self._loop.time(), self._timeouts.keep_alive
+        while self._idle and self._idle[0].idle_since + keep <= now:
+            self._close(self._idle.pop(0))
+        if self._idle:
+            self._sweeper = self._loop.call_at(self._idle[0].idle_since + keep, self._sweep)
 
     def _take_idle(self, *, careful: bool) -> Connection | None:
         """The newest connection that is good. With `careful`, or after a response without a body, the socket is asked.
@@ -175,7 +190,13 @@ async def dial(backend: Backend, protocol: asyncio.Protocol, tls: ssl.SSLContext
 def tls_of(backend: Backend) -> ssl.SSLContext | None:
     if backend.scheme != "https":
         return None
-    return backend.tls or ssl.create_default_context()
+    return backend.tls or _default_tls()
+
+
+@cache
+def _default_tls() -> ssl.SSLContext:
+    """Made once: reading the system's trust store holds the loop for milliseconds."""
+    return ssl.create_default_context()
 
 
 def connect_failure(error: Exception) -> UpstreamFailure:

@@ -111,6 +111,22 @@ class TransportUpstream:
         return self._library.Request(exchange.method, url, headers=fields, content=content, extensions=extensions)
 
 
+async def get(backend: Backend, target: bytes, host: bytes, *, max_body: int) -> int:
+    """Ask the backend for `target`, for a check: the status, once no more than `max_body` bytes of body are read."""
+    library = library_of(backend.transport)
+    url = library.URL(scheme=backend.scheme, host=backend.hostname, port=backend.port, raw_path=target)
+    request = library.Request("GET", url, headers=[(b"host", host)], extensions={"target": target})
+    answer = TransportAnswer(await backend.transport.handle_async_request(request))
+    try:
+        size = 0
+        while size <= max_body and (piece := await answer.read()):
+            size += len(piece)
+    finally:
+        await answer.aclose()
+    assert answer.status is not None
+    return answer.status
+
+
 async def _pieces(exchange: "Exchange") -> AsyncIterator[bytes]:
     body = exchange.body
     if body.first:
