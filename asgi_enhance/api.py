@@ -149,8 +149,7 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
         return Lifespan(app, self)
 
     def _limit(self, app: ASGIApp, rules: Sequence[Rule]) -> ASGIApp:
-        limit: Any = self.rate_limiter.limits["default"]
-        return RateLimitMiddleware(app, rules, limiter=self.rate_limiter, default=limit, client=self._client)
+        return RateLimitMiddleware(app, rules, limiter=self.rate_limiter, client=self._client)
 
     async def _start(self) -> "EnhancedAPI":
         return self

@@ -26,6 +26,9 @@ from asgi_enhance.ratelimit.notation import Limits
 from asgi_enhance.ratelimit.quick import quick_way
 from asgi_enhance.ratelimit.rules import OnError, Rule
 
+LIMITER = "limiter"
+"""The default rule that is the limiter's own."""
+
 RETRY_CONCURRENCY = 1.0
 """Seconds after which to come back when all slots are taken: nobody knows when one is freed."""
 
@@ -53,7 +56,8 @@ class RateLimitMiddleware:
     limiter:            a `RateLimiter` to share with code of your own, instead of `redis` and `expected_workers`.
     redis:              a `RedisManager` or a URL: one count for all processes. Default: each process counts for itself.
     default:            the `Rule` (or limits by client) that applies to every request, whatever other rules say,
-                        under the name `default`. Default: `"100/minute"`. None: no such rule.
+                        under the name `default`. `"limiter"`, the default: what the limiter has for `"default"` when
+                        the layer is made, which is 100 a minute if nobody said otherwise. None: no such rule.
     client:             a `ClientAddress` that knows the proxies in front. Default: the peer of the connection.
     ipv6_prefix:        bits of an IPv6 address that make a client. Default: 64.
     exempt:             who is never limited: paths and networks (`"/health"`, `"OPTIONS /*"`, `"10.0.0.0/8"`) or
@@ -77,7 +81,7 @@ class RateLimitMiddleware:
         *,
         limiter: RateLimiter | None = None,
         redis: Any = None,
-        default: Rule | Limits | None = "100/minute",
+        default: Rule | Limits | None = LIMITER,
         client: ClientAddress | None = None,
         ipv6_prefix: int = 64,
         exempt: Sequence[Exempt] | Exempt = (),
@@ -102,6 +106,8 @@ class RateLimitMiddleware:
         self.limiter = limiter or RateLimiter(redis=redis, expected_workers=expected_workers)
         memory = self.limiter.at_once
         self._at_once = memory.hit if memory is not None else None
+        if default == LIMITER:
+            default = self.limiter.limits["default"]
         key = by_client(client, ipv6_prefix=ipv6_prefix)
         bound = bind(rules, default, key, on_error or "", self.limiter)
         self._http = tuple(rule for rule in bound if rule.rule.covers("http"))

@@ -53,7 +53,8 @@ async def test_what_the_wide_quota_admitted_before_the_narrow_one_refused_is_giv
 
 
 async def test_the_layer_works_on_a_cluster(limiter: RateLimiter) -> None:
-    app = RateLimitMiddleware(hello, [Rule("2/minute", name="key", key="header:x-key")], limiter=limiter)
+    rule = Rule("2/minute", name="key", key="header:x-key")
+    app = RateLimitMiddleware(hello, [rule], limiter=limiter, default="100/minute")
     statuses = [(await request(app, headers=[(b"x-key", b"k")])).status for _ in range(3)]
     assert statuses == [200, 200, 429]
     assert limits_of(await request(app))["default"][0] == 97

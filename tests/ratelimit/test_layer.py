@@ -1,6 +1,7 @@
 """What clients and apps see of `RateLimitMiddleware`."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -186,6 +187,22 @@ async def test_a_limiter_of_ones_own_is_shared_with_the_layer() -> None:
     limiter = RateLimiter()
     await request(RateLimitMiddleware(hello, limiter=limiter))
     assert limiter.stats.allowed == 1
+
+
+@pytest.mark.parametrize("limits", ["2/minute", {"default": "2/minute", "login": "1/minute"}])
+async def test_its_default_rule_is_the_default_of_the_limiter_it_is_given(limits: Any) -> None:
+    limiter = RateLimiter(limits)
+    app = RateLimitMiddleware(hello, [Rule("9/minute", path="/a")], limiter=limiter)
+    assert [(await request(app)).status for _ in range(3)] == [200, 200, 429]
+    assert not await limiter.is_allowed("192.0.2.7", "any")  # it is one count
+
+
+async def test_a_default_that_is_given_is_not_the_limiters() -> None:
+    limiter = RateLimiter("2/minute")
+    for default, most in (("1/minute", 1), (Rule("1/second", name="mine"), 1), (None, 5)):
+        app = RateLimitMiddleware(hello, limiter=limiter, default=default)
+        assert [(await request(app)).status for _ in range(5)].count(200) == most
+        await limiter.reset("192.0.2.7")
 
 
 async def test_a_second_reader_of_receive_never_appears() -> None:
