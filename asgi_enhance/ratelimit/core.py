@@ -16,7 +16,7 @@ from typing import Any
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.errors import ConfigError, RateLimitError, RedisUnavailable
 from asgi_enhance.options import checked
-from asgi_enhance.ratelimit.decision import Decision, Demand, Stats
+from asgi_enhance.ratelimit.decision import STRIKE, Decision, Demand, Stats
 from asgi_enhance.ratelimit.keys import Identity, spell
 from asgi_enhance.ratelimit.memory import MemoryStore
 from asgi_enhance.ratelimit.notation import Limits, quotas
@@ -201,9 +201,14 @@ class RateLimiter(Resource[Any]):
     async def acquire(self, demands: tuple[Demand, ...], *, delays: Mapping[str, float] = NO_DELAYS) -> Decision:
         """Admit all demands or none of them. Quotas named in `delays` may hold a request up for so many seconds, if it
         fits then."""
-        decision = await self._decide(demands)
-        if delays and not decision.allowed and self._delayed < self._max_delayed:
-            decision = await self._later(demands, decision, delays)
+        if not any(delays.values()):
+            return await self._decide(demands)
+        uncounted = tuple(demand for demand in demands if demand.role != STRIKE)  # who waits is not refused yet
+        decision = await self._decide(uncounted)
+        if not decision.allowed and self._delayed < self._max_delayed:
+            decision = await self._later(uncounted, decision, delays)
+        if not decision.allowed and len(uncounted) < len(demands):
+            decision = await self._decide(demands)
         return decision
 
     async def watch(self, demands: tuple[Demand, ...]) -> Decision:

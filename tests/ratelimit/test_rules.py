@@ -281,6 +281,17 @@ async def test_a_rule_that_has_no_time_to_wait_for_is_not_waited_for() -> None:
     assert layer.limiter.stats.delayed == 1
 
 
+async def test_who_only_has_to_wait_is_not_banned_for_it() -> None:
+    layer = limited(Rule({"requests": 20, "window": 1, "burst": 1}, max_delay=0.5, ban=Ban(after=1)))
+    assert [(await request(layer)).status for _ in range(3)] == [200, 200, 200]
+
+
+async def test_who_is_refused_after_all_has_been_refused_once() -> None:
+    layer = limited(Rule("1/minute", max_delay=0.5, ban=Ban(after=2)))
+    answers = [(await request(layer)).body for _ in range(4)]
+    assert [b"abnormal-usage" in answer for answer in answers] == [False, False, True, True]
+
+
 @pytest.mark.parametrize("units", [None, 0.5, math.nan, math.inf, MAX_LIMIT + 1])
 async def test_a_charge_that_is_none_charges_nothing_and_hurts_nobody(
     units: Any, caplog: pytest.LogCaptureFixture
