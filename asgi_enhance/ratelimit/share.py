@@ -144,7 +144,8 @@ class Share:
         return decision
 
     def release(self, demands: tuple[Demand, ...], held: Decision) -> None:
-        self._memory.refund(self._local(demands), held.at)
+        if held.allowed:
+            self._memory.refund(self._local(demands), held.at)
 
     @property
     def has_news(self) -> bool:

@@ -309,6 +309,19 @@ def test_an_outage_is_not_over_before_redis_is_available(client: Redis) -> None:
     assert one.ask_often(50) == 8
 
 
+def test_what_did_not_fit_the_share_is_not_given_back_to_it() -> None:
+    manager: Any = SimpleNamespace(available=True, stats=SimpleNamespace(lost=1, connect_failures=0))
+    memory = MemoryStore(Stats(), clock=lambda: 1000 * SECOND)  # a machine that has just started
+    share = Share(memory, Stats(), manager, workers=1, on_error="local", max_keys=10)
+    demands = (Demand(Quota(1, 60 * MINUTE), "a"),)
+    assert share.hit(demands).allowed
+    for _ in range(3):
+        held = share.hold(demands)
+        assert held is not None
+        assert not held.allowed
+        share.release(demands, held)
+
+
 def test_what_is_not_told_for_a_window_is_forgotten_a_little_at_a_time() -> None:
     now = 10**15
     manager: Any = SimpleNamespace(available=False, stats=SimpleNamespace(lost=1, connect_failures=0))
