@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from asgi_enhance.ratelimit.policy import NEVER, SECOND, Quota
 
@@ -65,6 +66,18 @@ class Decision(msgspec.Struct, gc=False):
     def remaining(self) -> int:
         """The least that is left of any quota."""
         return min((standing.remaining for standing in self.standings), default=0)
+
+
+def distinct(demands: tuple[Demand, ...]) -> tuple[Demand, ...]:
+    """Each quota of an identity once, however many rules ask for it (tiers may): at its dearest, and narrowest."""
+    found: dict[tuple[str, str], Demand] = {}
+    for demand in demands:
+        key = (demand.quota.slot, demand.identity)
+        same = found.setdefault(key, demand)
+        if same is not demand:
+            narrow = min(same, demand, key=lambda one: (one.quota.limit, one.quota.burst))
+            found[key] = replace(narrow, cost=max(same.cost, demand.cost))
+    return tuple(found.values())
 
 
 def refusal(demands: Sequence[Demand], waits: Sequence[int], standings: tuple[Standing, ...]) -> Decision:

@@ -17,7 +17,7 @@ from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked
 from asgi_enhance.ratelimit.bound import BoundRule, Exempt, bind, exemption
 from asgi_enhance.ratelimit.core import RateLimiter
-from asgi_enhance.ratelimit.decision import Decision, Demand
+from asgi_enhance.ratelimit.decision import Decision, Demand, distinct
 from asgi_enhance.ratelimit.headers import Serializer, draft10
 from asgi_enhance.ratelimit.keys import LONGEST, by_client
 from asgi_enhance.ratelimit.lease import Applied, Lease, delays, split, take_slots
@@ -145,6 +145,8 @@ class RateLimitMiddleware:
         if not asked:
             await self.app(scope, receive, send)
             return
+        if len(asked) > 1:
+            asked = distinct(asked)
         decision = self._at_once(asked) if self._at_once is not None else await self.limiter.acquire(asked)
         if decision.allowed:
             await self.app(scope, receive, announcing(self._serialize(decision), send))

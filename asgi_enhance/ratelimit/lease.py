@@ -9,7 +9,7 @@ from asgi_enhance.asgi.messages import ResponseTracker
 from asgi_enhance.asgi.types import Message, Scope, Send
 from asgi_enhance.ratelimit.bound import BoundRule
 from asgi_enhance.ratelimit.core import RateLimiter
-from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand
+from asgi_enhance.ratelimit.decision import TAKE, Decision, Demand, distinct
 from asgi_enhance.ratelimit.policy import MAX_LIMIT
 
 logger = logging.getLogger("asgi_enhance.ratelimit")
@@ -23,7 +23,8 @@ Applied = Sequence[tuple[BoundRule, str, tuple[Demand, ...]]]
 def split(applied: Applied) -> tuple[tuple[Demand, ...], tuple[Demand, ...]]:
     """What is asked for, and what is only watched."""
     wanted = tuple(demand for rule, _, demands in applied if not rule.rule.shadow for demand in demands)
-    return wanted, tuple(demand for rule, _, demands in applied if rule.rule.shadow for demand in demands)
+    watched = tuple(demand for rule, _, demands in applied if rule.rule.shadow for demand in demands)
+    return distinct(wanted), distinct(watched)
 
 
 def delays(applied: Applied) -> dict[str, float]:

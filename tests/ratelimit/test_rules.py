@@ -105,6 +105,16 @@ async def test_limits_may_depend_on_the_request(asynchronous: bool) -> None:
     assert await statuses(b"staff", "192.0.2.3") == [200] * 4
 
 
+@pytest.mark.parametrize("options", [{}, {"charge": lambda scope, status: 0}])
+async def test_a_quota_that_two_rules_give_is_taken_from_once(options: dict[str, Any]) -> None:
+    small, large = Quota(5, 60_000_000, name="plan"), Quota(9, 60_000_000, name="plan")
+    rules = [Rule(lambda scope: large, cost=2, **options), Rule(lambda scope: small)]
+    app = RateLimitMiddleware(hello, rules, default=None)
+    responses = [await request(app) for _ in range(3)]
+    assert [response.status for response in responses] == [200, 200, 429]
+    assert [limits_of(response)["plan"][0] for response in responses] == [3, 1, 1]
+
+
 async def test_a_cost_may_depend_on_the_request() -> None:
     app = limited(Rule("10/minute", name="x", cost=lambda scope: len(scope["path"])))
     assert limits_of(await request(app, "/123"))["x"][0] == 6
