@@ -32,6 +32,7 @@ async def ask(layer: CacheMiddleware, *lines: str, method: str = "GET", path: st
         (MODIFIED, "If-Modified-Since: Friday, 15-Jan-27 07:00:00 GMT", 304),
         (MODIFIED, "If-Modified-Since: Fri, 15 Jan 2027 06:59:59 GMT", 200),
         (MODIFIED, "If-Modified-Since: yesterday", 200),
+        (MODIFIED, "If-Modified-Since: Sat, 01 Jan 0000 00:00:00 GMT", 200),
         ("X-None: 1", 'If-None-Match: "a"', 200),
     ],
 )

@@ -82,6 +82,7 @@ async def test_a_response_is_fresh_for_as_long_as_it_says(
         ["Cache-Control: max-age=60", "Age: 60"],
         ["Cache-Control: public"],
         ["Expires: 0"],
+        ["Expires: Sat, 01 Jan 0000 00:00:00 GMT"],
         ["Expires: Fri, 15 Jan 2027 08:00:00 GMT"],
         ["Expires: Fri, 15 Jan 2027 08:01:00 UTC"],
         ["Expires: Fri, 15 Jan 2027 08:01:00 +0000"],

@@ -14,8 +14,9 @@ from asgi_enhance.cache.policy.fields import members
 VaryNames = tuple[bytes, ...]
 VaryValues = tuple[bytes | None, ...]
 
-_COMMA = re.compile(rb"[ \t]*,[ \t]*")
-_QVALUE = re.compile(rb"[ \t]*;[ \t]*[qQ][ \t]*=[ \t]*")
+# White space is looked at once, from where it begins: clients may send as much of it as the server takes
+_COMMA = re.compile(rb"(?:(?<![ \t])[ \t]+)?,[ \t]*")
+_QVALUE = re.compile(rb"(?:(?<![ \t])[ \t]+)?;[ \t]*[qQ][ \t]*=[ \t]*")
 
 
 def names(lines: Iterable[bytes]) -> VaryNames | None:
