@@ -153,6 +153,7 @@ class Exchange(Call):
             if groups := invalidation.groups(self._request, code, headers):
                 await self._cache.purge(tags=groups)
             if self._request.method == "POST":
+                self._rule = self._layer.rule(self._scope)
                 self._fetch = self._cache.fetch(self._request.key, self._request.fence)
                 await self._cache.fence(self._fetch)
         await self.on_message(message)

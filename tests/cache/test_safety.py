@@ -4,6 +4,7 @@ The sources are the behaviour of published Python caches, the advisories named, 
 poisoning, web cache deception and cache-poisoned denial of service.
 """
 
+import time
 from typing import Any
 
 import pytest
@@ -315,3 +316,26 @@ async def test_an_etag_of_another_url_is_no_304(cache: Cache[Any]) -> None:
     await request(layer, "/a")
     answer = await request(layer, "/b", headers=fields('If-None-Match: "a"'))
     assert answer.status == 403
+
+
+@pytest.mark.parametrize("name", ["X-A", "Accept-Encoding", "Accept-Language"])
+@pytest.mark.parametrize("value", ["a" + " " * 20_000 + "a", "a;" + " " * 20_000 + "a"])
+async def test_no_value_that_a_response_varies_by_holds_the_loop(name: str, value: str) -> None:
+    origin = Origin(Answer(FRESH, f"Vary: {name}"))
+    layer = CacheMiddleware(origin)
+    await request(layer, "/")
+    before = time.process_time()
+    await request(layer, "/", headers=fields(f"{name}: {value}"))
+    assert time.process_time() - before < 0.25
+    assert origin.calls == 2
+
+
+async def test_a_response_to_post_is_kept_apart_by_what_a_rule_says(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, "Content-Location: /me", body=b"alice's"), Answer(body=b"bob's"))
+    layer = CacheMiddleware(origin, cache=cache, rules=[CacheRule("/me", ttl=60, vary=["X-Api-Key"], tags=["me"])])
+    await request(layer, "/me", method="POST", headers=fields("X-Api-Key: alice"))
+    assert (await request(layer, "/me", headers=fields("X-Api-Key: bob"))).body == b"bob's"
+    assert (await request(layer, "/me", headers=fields("X-Api-Key: alice"))).body == b"alice's"
+    await cache.purge(tags=["me"])
+    await request(layer, "/me", headers=fields("X-Api-Key: alice"))
+    assert origin.calls == 3

@@ -65,6 +65,8 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     modified = index.get(b"last-modified", ())
     swr, sie = _window(directives, "stale-while-revalidate"), _window(directives, "stale-if-error")
     if lifetime is None:
+        if request.method == "POST":
+            return "no-explicit-freshness"  # RFC 9110 9.3.3; no rule can know what was posted
         if status in options.negative_ttl:
             lifetime, explicit = options.negative_ttl[status], True
         elif rule is not None and rule.ttl is not None and status in rule.statuses and not _is_event_stream(index):
@@ -76,7 +78,7 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     if rule is not None:
         swr = rule.stale_while_revalidate if swr is None and rule.stale_while_revalidate is not None else swr
         sie = rule.stale_if_error if sie is None and rule.stale_if_error is not None else sie
-    if not explicit and (request.method == "POST" or (status >= 400 and not lifetime)):
+    if not explicit and status >= 400 and not lifetime:
         return "no-explicit-freshness"
     if options.jitter:
         lifetime *= 1.0 - options.jitter * rng()
