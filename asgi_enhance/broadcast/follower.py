@@ -120,6 +120,7 @@ class Follower:
         return verdict is not Verdict.GAP
 
     def _deliver(self, log: GroupLog, entry: Entry) -> None:
+        self._hub.make_way(self.group)
         log.append(entry.offset, entry.blob, self._loop.time())
         self._hub.to_group(self.group, publication(self.group, entry))
 

@@ -146,14 +146,20 @@ class Hub:
 
     def to_group(self, group: Group, message: Publication) -> None:
         """Hand a message to all members here, beginning at the end of this turn of the loop."""
-        if self._batch and (self._batch_group is not group or len(self._batch) >= BATCH):
-            self.flush()
+        self.make_way(group)
         if not self._batch:
             self._batch_group = group
             if not self._turning:
                 self._turning = True
                 self.shared.loop.call_soon(self._turn)
         self._batch.append(message)
+
+    def make_way(self, group: Group) -> None:
+        """Hand over what the next message of a group cannot wait with. Before it is numbered: a `send` in there may
+        publish, or join, in its turn.
+        """
+        if self._batch and (self._batch_group is not group or len(self._batch) >= BATCH):
+            self.flush()
 
     def flush(self) -> None:
         """Hand over what waits. A `send` that publishes gets here in the middle of it: what is under way goes first."""

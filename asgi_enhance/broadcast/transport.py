@@ -88,6 +88,7 @@ class LocalTransport:
         if log is None:
             self._hub.to_group(found, Publication(data, key, group))
             return None
+        self._hub.make_way(found)
         blob = pack(data, key)
         offset, new = log.publish(blob, self._hub.shared.loop.time(), idempotency_key)
         if new:

@@ -1,6 +1,8 @@
 """A client that does not read: it is queued for within bounds, dealt with by policy, and delays nobody."""
 
 import asyncio
+import json
+from typing import Any
 
 import pytest
 
@@ -261,6 +263,35 @@ async def test_what_a_send_publishes_comes_to_everybody_after_what_was_being_sen
         for _ in range(3):
             await asyncio.sleep(0)
         assert got == ["1", "2", "3"]
+        await processor.remove_connection("ann")
+        await processor.remove_connection("bob")
+
+
+async def test_what_a_send_publishes_is_numbered_as_it_is_written() -> None:
+    got: list[dict[str, Any]] = []
+
+    async def nothing() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def reentrant(message: Message) -> None:
+        await processor.broadcast_to_group("g", "by the send")
+
+    async def write(message: Message) -> None:
+        got.append(json.loads(message["text"]))
+
+    async with RealTimeStreamProcessor(history={"g": History()}) as processor:
+        await processor.add_connection("ann", (nothing, reentrant), ["other"], listen=False)
+        await processor.add_connection("bob", (nothing, write), ["g"], listen=False)
+        await processor.broadcast_to_group("other", 0)
+        await processor.broadcast_to_group("g", "after it")
+        await until(lambda: len(got) == 3)
+        joined, *messages = got
+        epoch, _, _ = joined["id"].partition(":")
+        assert [(message["id"], message["data"]) for message in messages] == [
+            (f"{epoch}:1", "by the send"),
+            (f"{epoch}:2", "after it"),
+        ]
         await processor.remove_connection("ann")
         await processor.remove_connection("bob")
 
