@@ -58,6 +58,7 @@ class Connection:
     positions: where an event stream with several histories stands in each of them.
     closing:   it takes no more messages.
     send:      ASGI's.
+    served:    its socket is read here, or will be once it is taken.
     state:     whether it can be written now.
     """
 
@@ -78,6 +79,7 @@ class Connection:
         "positions",
         "reader",
         "send",
+        "served",
         "state",
         "worker",
     )
@@ -97,6 +99,7 @@ class Connection:
         self.inbox: asyncio.Queue[Any] | None = None  # messages that wait for their handler, once there was one
         self.worker: asyncio.Task[Any] | None = None  # the task that runs the handlers
         self.send = send
+        self.served = True
         self.state = FREE
         self._shared = shared
         self._outbox: Outbox | None = None
@@ -150,9 +153,11 @@ class Connection:
     def release(self) -> None:
         """Do not wait for the client any more: end the receive loop. Only needed where no disconnect will come."""
         self._take_no_more()
+        # cancelled twice the reader would take the second for somebody else's
+        reader = self.reader if not self._released else None
         self._released = True
         self._discard()
-        for task in (self._writer, self.reader):
+        for task in (self._writer, reader):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
 

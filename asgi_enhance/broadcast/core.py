@@ -113,7 +113,7 @@ class RealTimeStreamProcessor(Resource[Node]):
             raise WebSocketError("accept the WebSocket before you add it")
         node = await self.started()
         receive, send = websocket if isinstance(websocket, tuple) else (websocket.receive, websocket.send)
-        connection = await node.connect(client_id, send, dict.fromkeys(groups or ()))
+        connection = await node.connect(client_id, send, dict.fromkeys(groups or ()), served=listen)
         if listen:
             await node.listen(connection, receive)
 
@@ -130,7 +130,7 @@ class RealTimeStreamProcessor(Resource[Node]):
         for connection in node.hub.clients.get(client_id, ()):
             if send is not None and connection.send != send:
                 continue
-            if connection.reader is not None:
+            if connection.served:
                 connection.close(1000, "", flush=True)
             else:
                 await node.disconnect(connection)

@@ -118,8 +118,10 @@ class Node:
         groups: Mapping[str, Start],
         encoding: Encoding = Encoding.WEBSOCKET,
         accept: Callable[[], Awaitable[None]] | None = None,
+        *,
+        served: bool = True,
     ) -> Connection:
-        """Take a connection; `listen` serves it.
+        """Take a connection; `listen` serves it, unless the caller reads the socket himself (not `served`).
 
         groups: to be joined, each with where its client begins.
         accept: awaited when nothing can refuse the connection any more.
@@ -138,6 +140,7 @@ class Node:
             if not self._pending[client_id]:
                 del self._pending[client_id]
         connection = Connection(client_id, send, encoding, self.hub.shared)
+        connection.served = served
         if encoding is Encoding.EVENT_STREAM_CURSOR:
             connection.positions = {name: at for name, at in groups.items() if isinstance(at, Position)}
         self.hub.add(connection)

@@ -59,6 +59,48 @@ async def test_remove_connection_closes_the_socket_it_serves() -> None:
         assert processor.stats.connections == 0
 
 
+async def test_one_removed_while_it_is_taken_is_closed_too() -> None:
+    got: list[Message] = []
+
+    async def ban(client_id: str) -> None:
+        await processor.remove_connection(client_id)
+
+    async def write(message: Message) -> None:
+        got.append(message)
+
+    async with RealTimeStreamProcessor(on_connect=ban) as processor:
+        await processor.add_connection("ann", (nothing, write))
+        await until(lambda: got == [{"type": "websocket.close", "code": 1000, "reason": ""}])
+        await processor.add_connection("bob", (nothing, write), listen=False)
+        assert processor.stats.connections == 0
+    assert len(got) == 1  # the other socket is its owner's
+
+
+async def test_a_socket_that_breaks_while_it_is_closed_ends_its_connection_without_a_cancellation() -> None:
+    taken_so_far = asyncio.Event()
+
+    async def unwinds_slowly() -> Message:
+        try:
+            return await nothing()
+        finally:
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    async def breaks(message: Message) -> None:
+        await taken_so_far.wait()
+        raise OSError
+
+    async with RealTimeStreamProcessor() as processor:
+        serving = asyncio.create_task(processor.add_connection("ann", (unwinds_slowly, breaks), groups=["g"]))
+        await until(lambda: processor.stats.connections == 1)
+        await processor.broadcast_to_group("g", 1)
+        await processor.remove_connection("ann")  # says goodbye after what is on its way
+        await asyncio.sleep(0)
+        taken_so_far.set()
+        await serving
+        assert processor.stats.connections == 0
+
+
 async def test_a_starlette_socket_that_was_not_accepted_is_an_error_and_not_a_member() -> None:
     async with RealTimeStreamProcessor() as processor:
         socket = StarletteWebSocket({"type": "websocket"}, nothing, discard)
