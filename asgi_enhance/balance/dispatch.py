@@ -80,6 +80,7 @@ class Dispatcher:
             raise self.none_available()  # before the client is told to go on and send its body
         if exchange.body.more and not exchange.websocket:
             await exchange.body.begin()
+            exchange.progress()
         clock = monotonic  # uvloop's own time stands still within a millisecond
         tried: list[Endpoint] = []
         fresh = counted = False
@@ -111,7 +112,7 @@ class Dispatcher:
                         await asyncio.wait([upload])  # one reader of `receive` at a time
                     if failure.stale:
                         fresh = True
-                        exchange.body.rewind()
+                        exchange.rewind()
                         continue
                     free = failure.unsent or (failure.status != 504 and began <= endpoint.failing_since)
                     if not self._another(len(tried) + 1, free=free or counted):
@@ -129,7 +130,7 @@ class Dispatcher:
                     counted = True
                     self.budget.active += 1
                 tried.append(endpoint)
-                exchange.body.rewind()
+                exchange.rewind()
                 if all(one in tried for one in self._roster.all_candidates(clock())):
                     await asyncio.sleep(backoff(self._retries.backoff, len(tried) + 1, self._rng.random()))
         finally:
@@ -204,9 +205,12 @@ class Dispatcher:
         self.stats.queued += 1
         waiter = Waiter(runtime.loop.create_future(), exchange, tried)
         runtime.queue.append(waiter)
+        exchange.wait_until(float("inf"))  # the queue has a time of its own
         try:
             async with asyncio.timeout(self._queue_timeout):
-                return await waiter.future
+                endpoint = await waiter.future
+            exchange.progress()
+            return endpoint
         except BaseException as error:
             if waiter in runtime.queue:
                 runtime.queue.remove(waiter)

@@ -184,6 +184,11 @@ class Exchange:
         self.patience = self.idle
         self._deadline = None
 
+    def rewind(self) -> None:
+        """Begin again. The backend that failed has had its own time; the next has all of it."""
+        self.body.rewind()
+        self.progress()
+
     def wait_until(self, seconds: float) -> None:
         """Something has to happen within so many seconds."""
         self.patience = seconds

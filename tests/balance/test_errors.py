@@ -159,6 +159,23 @@ async def test_76_a_stream_that_stands_still_is_cut_and_one_that_moves_is_not(ht
         assert backend.balancer.in_flight == 0
 
 
+async def test_75_the_next_try_and_the_queue_have_their_own_time(http: str) -> None:
+    options = {"limits": Limits(max_connections=1), "timeouts": Timeouts(queue=5)}
+    async with front(silent, http, **options) as (backend, port), connect(port) as first, connect(port) as second:
+        await first.send(get())
+        await until(lambda: bool(backend.wires))
+        runtime = backend.balancer.opened()
+        assert runtime is not None
+        (asked,) = runtime.active
+        assert not asked.overdue(0.0)
+        asked.rewind()
+        assert not asked.overdue(61.0)  # what the first try used up is not the next one's
+        await second.send(get())
+        await until(lambda: bool(runtime.queue))
+        waiting = runtime.queue[0].exchange
+        assert not any(waiting.overdue(now) for now in (0.0, 1e9))
+
+
 async def test_77_a_client_that_leaves_before_the_head_lets_the_backend_go_within_a_second(http: str) -> None:
     async with front(silent, http) as (backend, port):
         async with connect(port) as client:
