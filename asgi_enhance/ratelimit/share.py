@@ -43,7 +43,8 @@ RETRY_UNAVAILABLE = 1.0
 class News(msgspec.Struct, frozen=True, gc=False):
     """Of one quota and identity: what was admitted here alone, all that is counted, and both as the script reads it."""
 
-    key: tuple[Quota, str]
+    quota: Quota
+    identity: str
     alone: Usage
     counted: Usage
     told: int  # before
@@ -77,7 +78,8 @@ class Share:
         self._on_error = on_error
         self._max_keys = max_keys
         self._part: Callable[[Quota], Quota] = lru_cache(maxsize=1024)(lambda quota: quota.share(self._workers))
-        self._untold: OrderedDict[tuple[Quota, str], Usage] = OrderedDict()
+        # By slot, as all that is counted: an identity's limits may change meanwhile.
+        self._untold: OrderedDict[tuple[str, str], tuple[Quota, Usage]] = OrderedDict()
         self._troubles = 0  # of the manager's connections, as far as they have been noticed
         self._troubled = 0  # when the last of them was noticed
         self._settled = 0  # when an outage is over for good
@@ -110,7 +112,7 @@ class Share:
         parts = self._local(demands)
         self._memory.refund(parts, admitted)
         for part in parts:
-            usage = self._untold.get((part.quota, part.identity))
+            _, usage = self._untold.get((part.quota.slot, part.identity), (None, None))
             if usage is not None:
                 usage.advance(part.quota, self._memory.now())
                 usage.refund(part.quota, part.cost, admitted)
@@ -119,7 +121,7 @@ class Share:
         """Forget what was used."""
         self._memory.reset(demands)
         for part in self._local(demands):
-            self._untold.pop((part.quota, part.identity), None)
+            self._untold.pop((part.quota.slot, part.identity), None)
 
     # When it is back.
 
@@ -155,8 +157,8 @@ class Share:
     def news(self, demand: Demand) -> "News | None":
         """What Redis has to be told before it is asked about this demand; None if it knows."""
         for part in self._local((demand,)):
-            key, now = (part.quota, part.identity), self._memory.now()
-            alone = self._untold.pop(key, None)
+            now = self._memory.now()
+            _, alone = self._untold.pop((part.quota.slot, part.identity), (None, None))
             counted = self._memory.find(part.quota, part.identity) or alone
             if counted is None or (alone is None and counted.told >= self._troubled):
                 continue
@@ -164,15 +166,18 @@ class Share:
             alone = alone or Usage()
             diaries = alone.diary(part.quota, now), counted.diary(part.quota, now)
             if diaries[1][1]:
-                return News(key, alone, counted, told, msgspec.msgpack.encode((now - told, *diaries)))
+                packed = msgspec.msgpack.encode((now - told, *diaries))
+                return News(part.quota, part.identity, alone, counted, told, packed)
         return None
 
     def keep(self, news: "News") -> None:
         """Redis could not be told, as far as is known."""
-        key, alone = news.key, news.alone
+        alone = news.alone
         news.counted.told = news.told
-        if alone.used and self._untold.setdefault(key, alone) is not alone:
-            self._untold[key].add(key[0], alone.used)  # more has come meanwhile
+        if alone.used:
+            quota, usage = self._untold.setdefault((news.quota.slot, news.identity), (news.quota, alone))
+            if usage is not alone:  # more has come meanwhile
+                usage.add(quota, alone.used)
 
     # While Redis answers.
 
@@ -210,12 +215,13 @@ class Share:
 
     def _note(self, part: Demand) -> None:
         """Remember to tell Redis of it."""
-        key, now, untold = (part.quota, part.identity), self._memory.now(), self._untold
-        usage = untold.get(key)
+        key, now, untold = (part.quota.slot, part.identity), self._memory.now(), self._untold
+        _, usage = untold.get(key, (None, None))
         if usage is None:
-            for quota, oldest in list(islice(untold, 2)):
-                if len(untold) >= self._max_keys or untold[quota, oldest].recovered(quota, now):
-                    del untold[quota, oldest]
-            usage = untold[key] = Usage()
+            for oldest, (quota, used) in list(islice(untold.items(), 2)):
+                if len(untold) >= self._max_keys or used.recovered(quota, now):
+                    del untold[oldest]
+            usage = Usage()
+            untold[key] = part.quota, usage
         usage.advance(part.quota, now)
         usage.add(part.quota, part.cost)

@@ -165,6 +165,20 @@ def test_what_was_admitted_alone_counts_in_redis_when_it_is_back(client: Redis) 
     assert world.processes[1].ask_often(50) == 29
 
 
+def test_what_was_admitted_alone_under_other_limits_is_told_as_well(client: Redis) -> None:
+    world = World(client, Quota(40, MINUTE), 4)
+    one = world.processes[0]
+    one.ask()
+    world.goes()
+    assert one.ask_often(20) == 9
+    world.quota = Quota(80, MINUTE)
+    assert one.ask_often(20) == 10
+    world.comes(empty=False)
+    world.now += SETTLE
+    one.ask()
+    assert world.room() == (59, 59)
+
+
 def test_it_counts_at_the_time_when_it_was(client: Redis) -> None:
     world = World(client, Quota(40, MINUTE), 4)
     world.goes()
