@@ -24,6 +24,7 @@ class Tasks:
     """The background tasks of one owner, on one event loop.
 
     A task gets a fresh context: started by the first request, it must not go on as that request's user.
+    It begins after `spawn` has returned, whatever task factory the loop has: its owner notes it first.
     A task that fails is logged, since nobody awaits its result.
     """
 
@@ -36,7 +37,8 @@ class Tasks:
         return len(self._tasks)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(coroutine, name=name, context=contextvars.Context())
+        loop = asyncio.get_running_loop()
+        task = asyncio.Task(coroutine, loop=loop, name=name, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
