@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -160,7 +161,7 @@ async def test_76_a_stream_that_stands_still_is_cut_and_one_that_moves_is_not(ht
 
 
 async def test_75_the_next_try_and_the_queue_have_their_own_time(http: str) -> None:
-    options = {"limits": Limits(max_connections=1), "timeouts": Timeouts(queue=5)}
+    options: dict[str, Any] = {"limits": Limits(max_connections=1), "timeouts": Timeouts(queue=5)}
     async with front(silent, http, **options) as (backend, port), connect(port) as first, connect(port) as second:
         await first.send(get())
         await until(lambda: bool(backend.wires))

@@ -58,7 +58,7 @@ def http_date(value: bytes, now: float) -> float | None:
         number = int(year)
     else:
         return None
-    if not (0 < number and 0 < int(day) <= 31 and int(hour) < 24 and int(minute) < 60 and int(second) <= 60):
+    if not (number > 0 and 0 < int(day) <= 31 and int(hour) < 24 and int(minute) < 60 and int(second) <= 60):
         return None
     return float(timegm((number, _MONTHS[month], int(day), int(hour), int(minute), int(second))))
 
