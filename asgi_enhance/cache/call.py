@@ -220,8 +220,11 @@ class Call:
         if kept and fresh:
             cache.forget_pass(cache.flight_name(self._request))
         if self._leads is not None:
-            if cache.overtaken(self._fetch) or cache.purged(self._request, entry):
-                self._leads.end()  # who has come since is not to get it, but need not go alone either
+            # Who waits for another query, since both were one until now, is not to get it, nor is who has come since it
+            # was outdated; but they need not go alone either
+            another_query = self._request.key != self._fetch.key != self._request.url
+            if another_query or cache.overtaken(self._fetch) or cache.purged(self._request, entry):
+                self._leads.end()
             elif fresh:
                 self._leads.share(entry)
             else:

@@ -46,7 +46,7 @@ class Fetch(msgspec.Struct):
     epoch: int
     writes: int
     fence: bytes | None = None
-    """What the store knew of other processes' writes to its URL; None: nobody has asked it yet."""
+    """What the store knew of other processes' writes to its URL; None: it was not asked yet, or did not answer."""
     void: bool = False
     """It is not to be kept, whatever it will be."""
 
@@ -147,6 +147,9 @@ class Cache(ValueCache[R], Generic[R]):
             return False
         entry.epoch = fetch.epoch
         self._settle_search(request, entry)
+        if request.key != fetch.key and self._writes.since(fetch.writes, request.key):
+            fetch.void = True
+            return False
         if not await self._put(request, entry, fetch):
             return False
         self.stats.stored += 1

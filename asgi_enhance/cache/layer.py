@@ -239,6 +239,7 @@ class CacheMiddleware:
         if "state" in scope:
             scope["state"] = dict(scope["state"])
         request = self.request(scope)
+        self.cache.simplify(request)
         if self.cache.flights.find(self.cache.flight_name(request)) is None:
             async with asyncio.timeout(self.refresh_timeout):
                 await Exchange(self, scope, _Nobody(), _discard, request).renew(stale)

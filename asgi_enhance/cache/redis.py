@@ -227,25 +227,27 @@ class RedisCache(Cache[RedisRunning]):
         try:
             fetch.fence = await self._fence(fetch.key)
         except FAILURES:
-            # Whether its URL is written to meanwhile cannot be known, so it will not be kept
             self.stats.store_errors += 1
-            fetch.void = True
 
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         milliseconds = int((entry.kept_until - self.clock()) * 1000)
-        if milliseconds <= 0:
+        if milliseconds <= 0 or fetch.fence is None:  # nobody could tell whether it is written to meanwhile
             return False
         name = digest(request.key)
         try:
-            if fetch.key != request.key:  # only now it is known that its query makes no difference
-                fetch.fence = await self._fence(request.key)
+            fence = fetch.fence
+            if fetch.key != request.key:  # only now it is known whether its query makes a difference
+                if await self._fence(fetch.key) != fence:
+                    fetch.void = True
+                    return False
+                fence = await self._fence(request.key)
             if entry.no_vary_search:
                 said = (self._search_key(request.url), entry.no_vary_search, "PX", milliseconds)
                 await self.manager.execute("SET", *said, idempotent=True)
             kept = await self._store(
                 keys=[self._key(name)],
                 args=[
-                    fetch.fence or NO_FENCE,
+                    fence,
                     self._field(request, entry.vary),
                     entries.encode(entry),
                     milliseconds,
@@ -256,6 +258,7 @@ class RedisCache(Cache[RedisRunning]):
         except FAILURES:
             self.stats.store_errors += 1
             return False
+        fetch.void = not kept  # whoever has come since the write is not to get it either
         return bool(kept)
 
     async def _fence(self, key: Key) -> bytes:

@@ -10,6 +10,7 @@ from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule, MemoryCache, R
 from asgi_enhance.cache.request import Request, digest
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import Driver, Response, http_scope, request
+from asgi_enhance.testing.servers import RedisServer
 from tests.cache.origin import Answer, Clock, Origin, fields, until
 
 FRESH = "Cache-Control: max-age=60"
@@ -122,6 +123,37 @@ async def test_a_write_overtakes_what_is_being_fetched(cache: Cache[Any]) -> Non
     gate.set()
     assert (await reading).body == b"old"
     assert (await request(layer, "/")).body == b"new"
+
+
+async def test_who_asks_after_a_write_in_another_process_does_not_get_what_was_asked_for_before(
+    redis: RedisManager,
+) -> None:
+    origin = Origin(Answer(FRESH, body=b"old"), Answer(FRESH, body=b"new"))
+    async with RedisCache(redis) as here, RedisCache(redis) as there:
+        layer = CacheMiddleware(origin, cache=here)
+        origin.gate = asyncio.Event()
+        first = asyncio.create_task(request(layer, "/"))
+        await origin.called.wait()
+        await request(CacheMiddleware(Origin(Answer()), cache=there), "/", method="POST")
+        looked = here.fetch((b"", "http", b"testserver", b"/", b""))
+        second = asyncio.create_task(request(layer, "/"))
+        await here.fence(looked)  # one round trip later the second waits for the first
+        origin.gate.set()
+        assert [(await first).body, (await second).body] == [b"old", b"new"]
+
+
+async def test_one_call_does_for_all_in_a_process_whose_redis_is_away(private_redis: RedisServer) -> None:
+    origin = Origin(Answer(FRESH, body=b"body"))
+    async with RedisCache(private_redis.url) as cache:
+        private_redis.stop()
+        layer = CacheMiddleware(origin, cache=cache)
+        while cache.stats.store_errors < 20:  # until Redis is known to be away, and all are quick to find it so
+            await request(layer, "/known")
+        before = origin.calls
+        await at_once(layer, origin, *[[] for _ in range(20)], calls=before + 1)
+        assert origin.calls == before + 1
+        await request(layer, "/")
+        assert origin.calls == before + 2, "what nobody could tell of whether it was written to is not kept"
 
 
 async def test_a_write_overtakes_even_if_all_trace_of_the_one_before_has_expired(redis: RedisManager) -> None:

@@ -1,14 +1,16 @@
 """No-Vary-Search, and warming."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from asgi_enhance.cache import Cache, CacheMiddleware
+from asgi_enhance.cache import Cache, CacheMiddleware, RedisCache
 from asgi_enhance.cache.policy.search import Search, parse, simplified
 from asgi_enhance.errors import CacheError
+from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import request
-from tests.cache.origin import Answer, Origin
+from tests.cache.origin import Answer, Clock, Origin, until
 
 FRESH = "Cache-Control: max-age=60"
 
@@ -117,6 +119,72 @@ async def test_a_response_that_says_it_no_more_ends_it(any_cache: Cache[Any]) ->
     )
     layer = CacheMiddleware(origin, cache=any_cache)
     assert [(await request(layer, f"/?{number}")).body for number in (1, 2, 3, 2)] == [b"a", b"b", b"c", b"b"]
+
+
+async def test_who_waits_is_not_given_the_response_to_another_query_that_makes_a_difference_now(
+    any_cache: Cache[Any], clock: Clock
+) -> None:
+    origin = Origin(Answer(FRESH, 'No-Vary-Search: params=("a")'), Answer(FRESH, body=b"2"), Answer(FRESH, body=b"3"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    await request(layer, "/?a=1")
+    clock.step(61)
+    origin.gate = asyncio.Event()
+    leader = asyncio.create_task(request(layer, "/?a=2"))
+    await until(lambda: origin.calls == 2)
+    follower = asyncio.create_task(request(layer, "/?a=3"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    origin.gate.set()
+    assert [(await leader).body, (await follower).body] == [b"2", b"3"]
+
+
+async def test_a_write_overtakes_a_renewal_whatever_query_it_began_with(any_cache: Cache[Any], clock: Clock) -> None:
+    search = 'No-Vary-Search: params=("a")'
+    lines = (f"{FRESH}, stale-while-revalidate=60", search)
+    origin = Origin(Answer(*lines, body=b"old"), Answer(*lines, body=b"old"), Answer(), Answer(*lines, body=b"new"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    await request(layer, "/?a=1")
+    clock.step(61)
+    gate = origin.gate = asyncio.Event()
+    await request(layer, "/?a=1")
+    await until(lambda: origin.calls == 2)
+    origin.gate = None
+    await request(layer, "/?a=2", method="POST")
+    gate.set()
+    await until(lambda: not any_cache.flights)
+    assert (await request(layer, "/?a=2")).body == b"new"
+
+
+async def test_a_write_overtakes_what_was_asked_for_by_another_query(any_cache: Cache[Any], clock: Clock) -> None:
+    known = Answer("Cache-Control: max-age=5", 'No-Vary-Search: params=("a")', body=b"old")
+    origin = Origin(Answer("Cache-Control: no-store"), known, known, Answer(), Answer(FRESH, body=b"new"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    await request(layer, "/?a=1")
+    await request(layer, "/?a=2")
+    clock.step(5)
+    gate = origin.gate = asyncio.Event()
+    reading = asyncio.create_task(request(layer, "/?a=1"))
+    await until(lambda: origin.calls == 3)
+    origin.gate = None
+    await request(layer, "/?a=3", method="POST")
+    gate.set()
+    await reading
+    assert (await request(layer, "/?a=2")).body == b"new"
+
+
+async def test_a_write_in_another_process_overtakes_what_shows_only_now_that_its_query_makes_no_difference(
+    redis: RedisManager,
+) -> None:
+    origin = Origin(Answer(FRESH, 'No-Vary-Search: params=("a")', body=b"old"), Answer(FRESH, body=b"new"))
+    async with RedisCache(redis) as here, RedisCache(redis) as there:
+        layer = CacheMiddleware(origin, cache=here)
+        origin.gate = asyncio.Event()
+        reading = asyncio.create_task(request(layer, "/?a=1"))
+        await origin.called.wait()
+        await request(CacheMiddleware(Origin(Answer()), cache=there), "/?a=1", method="POST")
+        origin.gate.set()
+        await reading
+        assert (await request(layer, "/?a=1")).body == b"new"
 
 
 async def test_a_cache_is_warmed_through_the_app(any_cache: Cache[Any]) -> None:
