@@ -48,6 +48,8 @@ class Budget:
             raise
         finally:
             entry.task = None
+            if self._calls and self._calls[-1] is entry:  # always so, if nobody had to wait
+                self._calls.pop()
 
     def close(self) -> None:
         if self._timer is not None:

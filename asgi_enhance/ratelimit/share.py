@@ -40,6 +40,14 @@ RETRY_UNAVAILABLE = 1.0
 """Seconds after which to come back to a limiter that could not decide: about when Redis is tried again."""
 
 
+class Untold(msgspec.Struct, frozen=True, gc=False):
+    """What was admitted here alone, under this quota at first. A hundred thousand of them must not slow the garbage
+    collector down."""
+
+    quota: Quota
+    usage: Usage
+
+
 class News(msgspec.Struct, frozen=True, gc=False):
     """Of one quota and identity: what was admitted here alone, all that is counted, and both as the script reads it."""
 
@@ -79,7 +87,7 @@ class Share:
         self._max_keys = max_keys
         self._part: Callable[[Quota], Quota] = lru_cache(maxsize=1024)(lambda quota: quota.share(self._workers))
         # By slot, as all that is counted: an identity's limits may change meanwhile.
-        self._untold: OrderedDict[tuple[str, str], tuple[Quota, Usage]] = OrderedDict()
+        self._untold: OrderedDict[tuple[str, str], Untold] = OrderedDict()
         self._troubles = 0  # of the manager's connections, as far as they have been noticed
         self._troubled = 0  # when the last of them was noticed
         self._settled = 0  # when an outage is over for good
@@ -112,10 +120,10 @@ class Share:
         parts = self._local(demands)
         self._memory.refund(parts, admitted)
         for part in parts:
-            _, usage = self._untold.get((part.quota.slot, part.identity), (None, None))
-            if usage is not None:
-                usage.advance(part.quota, self._memory.now())
-                usage.refund(part.quota, part.cost, admitted)
+            untold = self._untold.get((part.quota.slot, part.identity))
+            if untold is not None:
+                untold.usage.advance(part.quota, self._memory.now())
+                untold.usage.refund(part.quota, part.cost, admitted)
 
     def reset(self, demands: tuple[Demand, ...]) -> None:
         """Forget what was used."""
@@ -158,7 +166,8 @@ class Share:
         """What Redis has to be told before it is asked about this demand; None if it knows."""
         for part in self._local((demand,)):
             now = self._memory.now()
-            _, alone = self._untold.pop((part.quota.slot, part.identity), (None, None))
+            untold = self._untold.pop((part.quota.slot, part.identity), None)
+            alone = untold.usage if untold is not None else None
             counted = self._memory.find(part.quota, part.identity) or alone
             if counted is None or (alone is None and counted.told >= self._troubled):
                 continue
@@ -175,9 +184,9 @@ class Share:
         alone = news.alone
         news.counted.told = news.told
         if alone.used:
-            quota, usage = self._untold.setdefault((news.quota.slot, news.identity), (news.quota, alone))
-            if usage is not alone:  # more has come meanwhile
-                usage.add(quota, alone.used)
+            untold = self._untold.setdefault((news.quota.slot, news.identity), Untold(news.quota, alone))
+            if untold.usage is not alone:  # more has come meanwhile
+                untold.usage.add(untold.quota, alone.used)
 
     # While Redis answers.
 
@@ -216,12 +225,11 @@ class Share:
     def _note(self, part: Demand) -> None:
         """Remember to tell Redis of it."""
         key, now, untold = (part.quota.slot, part.identity), self._memory.now(), self._untold
-        _, usage = untold.get(key, (None, None))
-        if usage is None:
-            for oldest, (quota, used) in list(islice(untold.items(), 2)):
-                if len(untold) >= self._max_keys or used.recovered(quota, now):
+        kept = untold.get(key)
+        if kept is None:
+            for oldest, one in list(islice(untold.items(), 2)):
+                if len(untold) >= self._max_keys or one.usage.recovered(one.quota, now):
                     del untold[oldest]
-            usage = Usage()
-            untold[key] = part.quota, usage
-        usage.advance(part.quota, now)
-        usage.add(part.quota, part.cost)
+            kept = untold[key] = Untold(part.quota, Usage())
+        kept.usage.advance(part.quota, now)
+        kept.usage.add(part.quota, part.cost)

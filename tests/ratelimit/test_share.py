@@ -2,6 +2,7 @@
 
 The processes are shares that decide as the limiter does; Redis is the real script, and all of them have one clock."""
 
+import gc
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -321,6 +322,18 @@ def test_an_outage_is_not_over_before_redis_is_available(client: Redis) -> None:
     one.ask()
     one.manager.available = world.up = True
     assert one.ask_often(50) == 8
+
+
+def test_what_is_untold_is_nothing_for_the_garbage_collector_to_walk() -> None:
+    manager: Any = SimpleNamespace(available=False, stats=SimpleNamespace(lost=1, connect_failures=0))
+    share = Share(MemoryStore(Stats()), Stats(), manager, workers=1, on_error="local", max_keys=2000)
+    gc.collect()
+    before = len(gc.get_objects())
+    for i in range(1000):
+        share.hit((Demand(Quota(5, MINUTE), f"{i}"),))
+    gc.collect()
+    assert len(share._untold) == 1000
+    assert len(gc.get_objects()) < before + 500
 
 
 def test_what_did_not_fit_the_share_is_not_given_back_to_it() -> None:

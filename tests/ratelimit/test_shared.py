@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from asgi_enhance.ratelimit import Ban, RateLimiter, RateLimitMiddleware, Rule
+from asgi_enhance.ratelimit.budget import Budget
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import request
 from tests.ratelimit.apps import hello, limits_of
@@ -29,6 +30,16 @@ async def test_a_group_is_admitted_in_the_order_it_came(limiter_on: Limiters) ->
     limiter = limiter_on("5/minute")
     allowed = [decision.allowed for decision in await asyncio.gather(*(limiter.hit("b") for _ in range(9)))]
     assert allowed == [True] * 5 + [False] * 4
+
+
+async def test_decisions_that_nobody_had_to_wait_for_leave_nothing_behind() -> None:
+    async def at_once() -> int:
+        return 1
+
+    budget = Budget(60)
+    assert sum([await budget.spend(at_once()) for _ in range(9)]) == 9
+    assert not budget._calls
+    budget.close()
 
 
 async def test_who_is_refused_is_refused_without_a_call_until_his_time_has_come(limiter_on: Limiters) -> None:
