@@ -30,6 +30,8 @@ from asgi_enhance.redis import RedisManager
 
 SCRIPT = files("asgi_enhance.ratelimit").joinpath("window.lua").read_text("utf-8")
 
+CLOSED = "the limiter was closed"
+
 Demands = tuple[Demand, ...]
 
 
@@ -154,6 +156,9 @@ class RedisStore:
     async def aclose(self) -> None:
         self._budget.close()
         await self._tasks.cancel()
+        for lane in self._lanes.values():  # a task that is cancelled before its first step cleans nothing up
+            for future in lane.waiting:
+                _fail(future, CLOSED)
 
     def _join(self, lane: _Lane) -> asyncio.Future[Decision]:
         """Wait for the next call of a lane."""
@@ -195,7 +200,7 @@ class RedisStore:
         finally:
             del self._lanes[demands]
             for future in [*group, *lane.waiting]:
-                _fail(future, "the limiter was closed")
+                _fail(future, CLOSED)
 
     async def _ask(self, mode: str, demands: Demands, want: int = 0, admitted: int = 0) -> list[int]:
         reply: list[int] = await self._within(self._budget.spend(self._call(mode, demands, want, admitted)))

@@ -163,3 +163,20 @@ async def test_what_waits_for_a_call_fails_with_the_limiter_that_is_closed(limit
     await asyncio.sleep(0)
     await limiter.disconnect()
     assert len(await asyncio.gather(*hits)) == 3
+
+
+async def test_it_fails_as_well_when_the_next_call_was_just_about_to_leave(limiter_on: Limiters) -> None:
+    limiter = limiter_on(on_error="closed")
+    await limiter.connect()
+    await limiter.hit("a")
+
+    async def ends_with_the_same_reply() -> None:
+        await limiter.hit("b")
+        await limiter.disconnect()
+
+    first = asyncio.create_task(limiter.hit("a"))
+    end = asyncio.create_task(ends_with_the_same_reply())
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(limiter.hit("a"))
+    await asyncio.gather(first, end)
+    assert (await asyncio.wait_for(second, 5)).reason == "unavailable"
