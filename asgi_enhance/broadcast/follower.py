@@ -2,7 +2,8 @@
 
 Live messages carry their position. One that is not the next, a reconnect, or a position that lags behind Redis' own
 means that something is missing. Then live messages are held back until the log has been read: what it has is
-delivered; if it does not have all, the members get a reset first.
+delivered; if it does not have all, the members get a reset first. Each message has a random mark: after a failover that
+lost the end of the log, another message may have the number of one that was seen.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ class Follower:
         "_history",
         "_hub",
         "_loop",
+        "_mark",
         "_ready",
         "_rule",
         "_subscription",
@@ -58,7 +60,8 @@ class Follower:
         self._tasks = tasks
         self._loop = hub.shared.loop
         self._ready = asyncio.Event()
-        self._held: list[tuple[Position, bytes]] | None = None  # None: live messages are delivered as they come
+        self._mark = b""  # of the last message in the copy, if that is known
+        self._held: list[tuple[Position, Entry]] | None = None  # None: live messages are delivered as they come
         self._again = False  # what is being read may be too old already
         self._task: asyncio.Task[None] | None = None
         self._subscription = manager.subscribe(self.keys.channel, self._on_message, self._on_gap, sharded=True)
@@ -92,15 +95,18 @@ class Follower:
 
     def _on_message(self, payload: bytes) -> None:
         head, _, blob = payload.partition(b"\0")
-        position = Position.parse(head.decode())
+        place, _, mark = head.partition(b"-")
+        position = Position.parse(place.decode())
         if position is None:
             logger.warning("a message on %s is not ours", self.keys.channel)
-        elif self._held is not None:
+            return
+        entry = Entry(position.offset, blob, mark)
+        if self._held is not None:
             if len(self._held) < HELD_BACK:
-                self._held.append((position, blob))
-        elif not self._take(position, blob):
+                self._held.append((position, entry))
+        elif not self._take(position, entry):
             self._on_gap()
-            self._held = [(position, blob)]
+            self._held = [(position, entry)]
 
     def _on_gap(self) -> None:
         self._hub.shared.stats.gaps += 1
@@ -108,13 +114,13 @@ class Follower:
         if self._task is None:
             self._catch_up()
 
-    def _take(self, position: Position, blob: bytes) -> bool:
+    def _take(self, position: Position, entry: Entry) -> bool:
         """Deliver a live message if it is the next one. False if there is a gap before it."""
         log = self.group.log
         assert log is not None
         verdict = log.judge(position)
         if verdict is Verdict.NEXT:
-            self._deliver(log, Entry(position.offset, blob))
+            self._deliver(log, entry)
         elif verdict is Verdict.SEEN:
             self._hub.shared.stats.duplicates += 1
         return verdict is not Verdict.GAP
@@ -122,6 +128,7 @@ class Follower:
     def _deliver(self, log: GroupLog, entry: Entry) -> None:
         self._hub.make_way(self.group)
         log.append(entry.offset, entry.blob, self._loop.time())
+        self._mark = entry.mark
         self._hub.to_group(self.group, publication(self.group, entry))
 
     def _catch_up(self) -> None:
@@ -156,11 +163,10 @@ class Follower:
         seen = log.position if log is not None else Position("", 0)
         epoch, offset, rows = await self._history(
             keys=[self.keys.log, self.keys.meta],
-            args=[seen.epoch, seen.offset, new_epoch(), int(1000 * self._rule.meta_ttl)],
+            args=[seen.epoch, seen.offset, self._mark, new_epoch(), int(1000 * self._rule.meta_ttl)],
             idempotent=True,
         )
-        entries = [Entry(int(id.partition(b"-")[0]), fields[1]) for id, fields in rows]
-        return Position(epoch.decode(), offset), entries
+        return Position(epoch.decode(), offset), [entry_of(id, fields) for id, fields in rows]
 
     def _apply(self, position: Position, entries: list[Entry]) -> None:
         """Bring the copy of the log, and the members, to where Redis is."""
@@ -169,11 +175,13 @@ class Follower:
         if log is None:
             log = self.group.log = GroupLog(self._rule, position.epoch, self._loop.time())
             log.restart(position, entries, self._loop.time())
+            self._mark = entries[-1].mark if entries else b""
             self._ready.set()
             return
         if log.epoch != position.epoch or first > log.offset + 1:
             start = Position(position.epoch, first - 1)
             log.restart(start, (), self._loop.time())
+            self._mark = b""
             self._hub.reset(self.group, start)
         for entry in entries:
             if entry.offset == log.offset + 1:
@@ -182,7 +190,13 @@ class Follower:
     def _let_go(self) -> None:
         """Deliver what was held back; if that shows another gap, the log is read again."""
         held, self._held = self._held or [], None
-        for index, (position, blob) in enumerate(held):
-            if not self._take(position, blob):
+        for index, (position, entry) in enumerate(held):
+            if not self._take(position, entry):
                 self._held = held[index:]
                 return
+
+
+def entry_of(id: bytes, fields: list[bytes]) -> Entry:
+    """A message of the log as Redis gives it."""
+    offset, _, mark = id.partition(b"-")
+    return Entry(int(offset), fields[1], mark)

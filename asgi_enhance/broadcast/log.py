@@ -49,10 +49,11 @@ def new_epoch() -> str:
 
 
 class Entry(NamedTuple):
-    """One message of the log: its offset and its bytes as they were published."""
+    """One message of the log: its offset, its bytes as they were published, and, if it comes from Redis, its mark."""
 
     offset: int
     blob: bytes
+    mark: bytes = b""
 
 
 class Verdict(Enum):

@@ -13,7 +13,7 @@ from functools import partial
 from importlib.resources import files
 
 from asgi_enhance.asgi.tasks import Tasks
-from asgi_enhance.broadcast.follower import Follower
+from asgi_enhance.broadcast.follower import Follower, entry_of
 from asgi_enhance.broadcast.hub import Group, Hub
 from asgi_enhance.broadcast.keys import GroupKeys, client_channel, everyone_channel
 from asgi_enhance.broadcast.log import Entry, Position, Start, new_epoch
@@ -131,7 +131,7 @@ class RedisTransport:
         ttl, meta_ttl = int(1000 * rule.ttl), int(1000 * rule.meta_ttl)
         answer: bytes = await self._publish(
             keys=names,
-            args=[pack(data, key), rule.size, ttl, meta_ttl, new_epoch()],
+            args=[pack(data, key), rule.size, ttl, meta_ttl, new_epoch(), secrets.randbits(32)],
             idempotent=idempotency_key is not None,
         )
         return Position.parse(answer.decode())
@@ -151,9 +151,9 @@ class RedisTransport:
             return None
         keys = GroupKeys(self._manager, group)
         epoch, offset, rows = await self._history(
-            keys=[keys.log, keys.meta], args=["", 0, new_epoch(), int(1000 * rule.meta_ttl)], idempotent=True
+            keys=[keys.log, keys.meta], args=["", 0, "", new_epoch(), int(1000 * rule.meta_ttl)], idempotent=True
         )
-        return Position(epoch.decode(), offset), [Entry(int(id.partition(b"-")[0]), row[1]) for id, row in rows]
+        return Position(epoch.decode(), offset), [entry_of(id, fields) for id, fields in rows]
 
     async def presence(self, group: str) -> list[str]:
         return await self._presence.clients(group)
