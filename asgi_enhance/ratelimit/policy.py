@@ -185,7 +185,10 @@ class Usage(msgspec.Struct, gc=False):
         return wait
 
     def reset(self, quota: Quota, room: int, now: int) -> int:
-        """Microseconds until there is more room than the `room` there is now; 0 if nothing is used."""
+        """Microseconds until there is more room than the `room` there is now; 0 if nothing is used. For who is in debt:
+        until there is any."""
+        if room < 0:
+            return self.wait(quota, 1, now)
         if quota.bursty and room < quota.limit - self.used:
             excess = self.level - (quota.burst - room - 1 if room < quota.burst else 0)
             return ceil(excess / quota.drain) if excess > 0.0 else 0

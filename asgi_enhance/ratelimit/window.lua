@@ -111,13 +111,13 @@ local function leaves(quota, units)
   return (bucket + BUCKETS + 1) * quota.width - now
 end
 
-local function wait(quota)
-  if quota.cost > quota.burst then return NEVER end
+local function wait(quota, cost)
+  if cost > quota.burst then return NEVER end
   local result = 0
-  local over = quota.used + quota.cost - quota.limit
+  local over = quota.used + cost - quota.limit
   if over > 0 then result = leaves(quota, over) end
   if quota.bursty then
-    local excess = quota.level + quota.cost - quota.burst
+    local excess = quota.level + cost - quota.burst
     if excess > ROUNDING then result = math.max(result, math.ceil(excess / quota.drain)) end
   end
   return result
@@ -125,6 +125,7 @@ end
 
 local function reset(quota)
   local left = room(quota)
+  if left < 0 then return wait(quota, 1) end
   if quota.bursty and left < quota.limit - quota.used then
     return math.max(0, math.ceil((quota.level - math.max(0, quota.burst - left - 1)) / quota.drain))
   end
@@ -187,6 +188,6 @@ for i, quota in ipairs(quotas) do
   reply[#reply + 1] = quota.limit - quota.used
   reply[#reply + 1] = spare(quota)
   reply[#reply + 1] = reset(quota)
-  reply[#reply + 1] = wait(quota)
+  reply[#reply + 1] = wait(quota, quota.cost)
 end
 return reply

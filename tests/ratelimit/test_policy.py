@@ -77,6 +77,18 @@ def test_at_the_reset_there_is_more_room_than_before(quota: Quota, arrivals: lis
         assert usage.room(quota) > room
 
 
+@given(rates, st.integers(0, 20 * SECOND), st.integers(0, 60))
+def test_at_the_reset_of_who_is_in_debt_there_is_room(quota: Quota, pause: int, debt: int) -> None:
+    usage, now = Usage(), 1_000 * MINUTE
+    usage.advance(quota, now)
+    usage.add(quota, 1)
+    now += pause
+    usage.advance(quota, now)
+    usage.add(quota, quota.limit + debt)
+    usage.advance(quota, now + usage.reset(quota, usage.room(quota), now))
+    assert usage.room(quota) >= 1
+
+
 def test_a_steady_stream_gets_nearly_all_of_the_limit() -> None:
     quota = Quota(1000, MINUTE)
     admitted = admit(quota, [(MINUTE // 2000, 1)] * 20_000)
