@@ -88,7 +88,7 @@ def _declared(function: Callable[..., Any]) -> Any:
     """The type a function says it returns, if msgspec can decode into it."""
     try:
         declared = get_type_hints(function).get("return", Any)
-        msgspec.msgpack.Decoder(declared)
+        msgspec.json.schema(declared)  # a decoder would be made for a type of somebody's own, and then fail each time
     except (NameError, TypeError):  # a name that only a type checker sees; a type that is not data
         return Any
     return declared

@@ -70,6 +70,10 @@ class Leases:
         token, ends = self._held.get(name, ("", 0.0))
         return token if time.monotonic() < ends else None
 
+    def forget(self, name: Hashable) -> None:
+        """It was ended by a write to what it is on, and is not to be given back."""
+        self._held.pop(name, None)
+
     async def release(self, name: Hashable, *, mark: float) -> None:
         """Give it back; for `mark` seconds nobody shall wait for it."""
         token, _ = self._held.pop(name, (None, 0.0))

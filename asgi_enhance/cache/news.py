@@ -56,7 +56,7 @@ class News:
             await self._say(news)
         except FAILURES:
             if len(self._owed) >= MAX_OWED:
-                self._owed = {Fact("all", "", False): None}
+                self._owed = {_EVERYTHING: None}
             self._owed[news] = None
             return False
         return True
@@ -76,7 +76,7 @@ class News:
 
     async def _say(self, news: str | Fact) -> None:
         if isinstance(news, Fact):
-            everything, fact = _fact.encode(Fact("all", "", False)), _fact.encode(news)
+            everything, fact = _fact.encode(_EVERYTHING), _fact.encode(news)
             await self._record(keys=[self.key], args=(self.key, MAX_PURGES, everything, fact))
         else:
             await self._invalidate(keys=[news], args=[FENCE])
@@ -84,10 +84,18 @@ class News:
     async def _read(self) -> None:
         last = self.purges.number
         reply = await self._manager.execute("ZRANGEBYSCORE", self.key, last, "+inf", "WITHSCORES", idempotent=True)
-        recorded = [(_fact_decoder.decode(fact), int(float(score))) for fact, score in _pairs(reply)]
+        recorded = [(_fact_of(member), int(float(score))) for member, score in _pairs(reply)]
         for fact, number in recorded:
             if number > last:
                 self.purges.add(fact, number)
+
+
+def _fact_of(member: bytes) -> Fact:
+    """What was purged; everything, if another release has written what cannot be read here."""
+    try:
+        return _fact_decoder.decode(member)
+    except msgspec.DecodeError:
+        return _EVERYTHING
 
 
 def _pairs(reply: list[Any]) -> list[tuple[bytes, Any]]:
@@ -97,5 +105,6 @@ def _pairs(reply: list[Any]) -> list[tuple[bytes, Any]]:
     return list(zip(reply[::2], reply[1::2], strict=True))
 
 
+_EVERYTHING: Final = Fact("all", "", False)
 _fact = msgspec.msgpack.Encoder()
 _fact_decoder = msgspec.msgpack.Decoder(Fact)

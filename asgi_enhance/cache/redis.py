@@ -329,6 +329,7 @@ class RedisCache(Cache[RedisRunning]):
         name, frame = self._value_key(key), values.encode(value)
         try:
             if not under_lease:
+                self._leases.forget(name)
                 await self.manager.execute("UNLINK", lease_of(name), idempotent=True)
             elif (token := self._leases.token(name)) is not None:
                 await self._keep(keys=[name, lease_of(name)], args=[token, frame, milliseconds])
@@ -341,6 +342,7 @@ class RedisCache(Cache[RedisRunning]):
         try:
             for key in keys:
                 name = self._value_key(key)
+                self._leases.forget(name)
                 await self.manager.execute("UNLINK", name, lease_of(name), idempotent=True)
         except FAILURES:
             self.stats.store_errors += 1

@@ -124,8 +124,12 @@ class ValueCache(Resource[R], Generic[R]):
             if (brought := flight.value) is not None:
                 if self.purges.verdict(brought.epoch, brought.tags) is not Verdict.KEPT:
                     continue  # purged since it was begun
+                try:
+                    value = brought.load(as_type)
+                except CacheError:  # it is not of the type it should be: for everybody what `compute` gives him
+                    return await self._compute(compute)
                 self.stats.collapsed += 1
-                return brought.load(as_type)
+                return value
             if outcome is Outcome.FAILED and flight.error is not None:
                 raise flight.error
             if outcome is not Outcome.LOST:

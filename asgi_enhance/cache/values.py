@@ -7,8 +7,8 @@ import msgspec
 
 from asgi_enhance.errors import CacheError
 
-VERSION: Final = 1
-_FRAME: Final = struct.Struct(">BI")  # version, length of the head
+VERSION: Final = 2
+_FRAME: Final = struct.Struct(">BII")  # version, length of the head, length of the data
 
 
 class Value(msgspec.Struct, array_like=True):
@@ -27,13 +27,14 @@ class Value(msgspec.Struct, array_like=True):
         return len(self.data) + 256
 
     def load(self, as_type: Any = Any) -> Any:
-        if self.kind == "b":
-            return self.data
-        if self.kind == "s":
-            return self.data.decode()
         try:
-            return msgspec.msgpack.decode(self.data, type=as_type)
-        except msgspec.ValidationError as error:
+            if self.kind == "m":
+                return msgspec.msgpack.decode(self.data, type=as_type)
+            value = self.data if self.kind == "b" else self.data.decode()
+            if as_type is Any or type(value) is as_type:
+                return value
+            return msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=as_type)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CacheError(f"the stored value is not a {as_type}: {error}") from error
 
 
@@ -51,14 +52,14 @@ def dump(value: Any) -> tuple[str, bytes]:
 
 def encode(value: Value) -> bytes:
     head = _encoder.encode(msgspec.structs.replace(value, data=b""))
-    return _FRAME.pack(VERSION, len(head)) + head + value.data
+    return b"".join((_FRAME.pack(VERSION, len(head), len(value.data)), head, value.data))
 
 
 def decode(frame: bytes) -> Value | None:
-    """The value, or None if this version did not write the frame."""
+    """The value, or None if the frame is not one that this version wrote, whole."""
     try:
-        version, head = _FRAME.unpack_from(frame)
-        if version != VERSION:
+        version, head, data = _FRAME.unpack_from(frame)
+        if version != VERSION or len(frame) != _FRAME.size + head + data:
             return None
         value = _decoder.decode(memoryview(frame)[_FRAME.size : _FRAME.size + head])
     except (struct.error, msgspec.DecodeError):

@@ -1,6 +1,8 @@
 """Caches as the users' own code sees them, and what all of them promise."""
 
 import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -169,6 +171,13 @@ async def test_what_takes_longer_to_compute_than_its_lease_lasts_is_kept(redis: 
 
         await cache.get_or_compute("key", compute)
         assert await cache.get("key") == "slow"
+
+
+@pytest.mark.parametrize("how", ["set", "delete"])
+async def test_a_lease_that_a_write_has_ended_is_not_remembered(redis: RedisManager, how: str) -> None:
+    async with RedisCache(redis) as cache:
+        await cache.get_or_compute("key", lambda: cache.set("key", 1) if how == "set" else cache.delete("key"))
+        assert not cache._leases._held
 
 
 async def test_no_lease_is_taken_for_a_value_and_no_value_for_a_lease(redis: RedisManager) -> None:
@@ -508,6 +517,28 @@ async def test_a_corrupt_value_is_a_miss_and_deleted(redis: RedisManager) -> Non
         assert await redis.execute("EXISTS", cache._value_key("key")) == 0
 
 
+@pytest.mark.parametrize("damage", [lambda frame: frame[:-1], lambda frame: frame + b"x"], ids=["cut", "longer"])
+async def test_a_value_that_is_not_whole_is_a_miss(redis: RedisManager, damage: Callable[[bytes], bytes]) -> None:
+    async with RedisCache(redis) as cache:
+        await cache.set("key", {"a": [1, 2, 3]})
+        name = cache._value_key("key")
+        await redis.execute("SET", name, damage(await redis.execute("GET", name)))
+        assert await cache.get("key") is None
+        assert cache.stats.corrupt == 1
+
+
+async def test_a_purge_that_cannot_be_read_is_one_of_everything(redis: RedisManager) -> None:
+    origin = Origin(Answer("Cache-Control: max-age=60"))
+    async with RedisCache(redis) as cache:
+        layer = CacheMiddleware(origin, cache=cache)
+        await request(layer, "/")
+        await redis.execute("ZADD", cache._news.key, cache.purges.number + 1, b"of another release")
+        cache._news.happen()
+        for _ in range(2):
+            assert (await request(layer, "/")).status == 200
+        assert origin.calls == 2
+
+
 async def test_entries_in_redis_expire_there(redis: RedisManager) -> None:
     async with RedisCache(redis) as cache:
         await request(CacheMiddleware(Origin(Answer("Cache-Control: max-age=60")), cache=cache), "/")
@@ -569,6 +600,15 @@ async def test_a_declared_type_that_is_no_data_is_given_as_it_is_kept() -> None:
         assert await function(1) == await function(1) == {"x": 1}
 
 
+async def test_a_declared_type_that_only_its_class_can_make_is_given_as_it_is_kept() -> None:
+    @cached(60)
+    async def rows() -> list[OrderedDict[str, int]]:
+        return [OrderedDict(x=1)]
+
+    assert await rows() == await rows() == [{"x": 1}]
+    assert rows.cache.stats.value_hits == 1  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("ttl", [0, float("inf"), "60", None])
 def test_a_cached_function_needs_a_number_of_seconds(ttl: Any) -> None:
     with pytest.raises(ConfigError, match="ttl"):
@@ -583,6 +623,28 @@ async def test_a_value_that_another_release_wrote_is_computed_anew(any_cache: Ca
     for _ in range(2):
         assert await any_cache.get_or_compute("key", compute, as_type=Point) == Point(2)
     assert (any_cache.stats.corrupt, any_cache.stats.computations) == (1, 1)
+
+
+@pytest.mark.parametrize("former", ["text", b"bytes"])
+async def test_a_text_that_another_release_wrote_is_computed_anew(any_cache: Cache[Any], former: Any) -> None:
+    await any_cache.set("key", former)
+    assert await any_cache.get_or_compute("key", lambda: Point(2), as_type=Point) == Point(2)
+    assert await any_cache.get("key", as_type=Point) == Point(2)
+
+
+async def test_who_waits_for_what_is_not_of_its_declared_type_computes_it() -> None:
+    gate = asyncio.Event()
+
+    @cached(60)
+    async def half() -> int:
+        await gate.wait()
+        return 0.5  # type: ignore[return-value]
+
+    calls = [asyncio.ensure_future(half()) for _ in range(3)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gate.set()
+    assert await asyncio.gather(*calls) == [0.5, 0.5, 0.5]
 
 
 async def test_tags_are_names_and_not_one_string(any_cache: Cache[Any]) -> None:
