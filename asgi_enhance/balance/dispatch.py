@@ -105,7 +105,7 @@ class Dispatcher:
                         answer = exchange.answer = await upstream.open(exchange, fresh=fresh)
                 except UpstreamFailure as failure:
                     upload = exchange.upload
-                    exchange.let_go(None if failure.stale else failure)
+                    exchange.let_go(failure)
                     if not may_retry(failure, exchange.method, replayable=exchange.body.replayable):
                         raise
                     if upload is not None and not exchange.websocket:
@@ -270,8 +270,9 @@ class Dispatcher:
         """An exchange leaves its endpoint; `error` says how."""
         endpoint, exchange.endpoint = exchange.endpoint, None
         if endpoint is not None:
-            if error is not None and isinstance(error, UpstreamFailure):
-                self._failed(endpoint, monotonic(), str(error))
+            if isinstance(error, UpstreamFailure):
+                if not error.stale:
+                    self._failed(endpoint, monotonic(), str(error))
                 error.backend = endpoint.name
             self.give_back(endpoint, exchange.runtime)
 

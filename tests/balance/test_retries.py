@@ -230,6 +230,35 @@ async def test_a_slow_answer_is_hedged_and_the_quicker_one_wins(http: str) -> No
         await app.balancer.close()
 
 
+async def test_a_hedge_that_meets_a_connection_just_closed_is_nobodys_failure() -> None:
+    asked: list[str] = []
+    closed = asyncio.Event()
+
+    async def first(wire: Wire) -> None:
+        while True:
+            await wire.message()
+            asked.append("first")
+            if len(asked) > 2:
+                await closed.wait()
+            await wire.send(OK)
+
+    async def second(wire: Wire) -> None:
+        await wire.message()
+        asked.append("second")
+        await wire.send(OK)
+        await wire.message()
+        closed.set()
+
+    async with ScriptedBackend(first) as one, ScriptedBackend(second) as two:
+        app = LoadBalanceApp([one.url, two.url], algorithm="round-robin", hedge=Hedge(initial=0.05))
+        async with serve(app) as port:
+            for _ in range(3):
+                assert (await ask(port, get())).status == 200
+        assert asked == ["first", "second", "first"]
+        assert (app.balancer.stats.hedges, app.balancer.stats.backend_failures) == (1, 0)
+        await app.balancer.close()
+
+
 @pytest.mark.parametrize("request_", [get(method=b"POST"), get(b"/", b"Content-Length: 1", method=b"GET", body=b"x")])
 async def test_what_is_not_safe_is_not_hedged(http: str, request_: bytes) -> None:
     async def slow(wire: Wire) -> None:
