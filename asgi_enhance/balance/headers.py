@@ -278,6 +278,14 @@ class HeaderRules:
         return [pair for pair in fields if b"_" not in pair[0] or pair[0].replace(b"_", b"-") not in names]
 
 
+def with_one_cookie(fields: Headers) -> Headers:
+    """HTTP/2 may have a line a cookie, and what leaves it must not (RFC 9113, 8.2.3)."""
+    cookies = [value for name, value in fields if name == b"cookie"]
+    if len(cookies) < 2:
+        return fields
+    return [*(pair for pair in fields if pair[0] != b"cookie"), (b"cookie", b"; ".join(cookies))]
+
+
 def encoded(mount: str) -> bytes:
     """A mount (`root_path`) as it is written in a URL."""
     return quote(mount.rstrip("/"), safe="/:@!$&'()*+,=-._~").encode("ascii")

@@ -6,7 +6,7 @@ from asgi_enhance.asgi.types import Headers, Receive, Scope
 from asgi_enhance.balance.body import Body
 from asgi_enhance.balance.exchange import Answer, Exchange
 from asgi_enhance.balance.failure import Rejected
-from asgi_enhance.balance.headers import HeaderRules, RequestHead
+from asgi_enhance.balance.headers import HeaderRules, RequestHead, with_one_cookie
 from asgi_enhance.balance.health import Roster
 from asgi_enhance.balance.options import Limits, Timeouts
 from asgi_enhance.balance.rewrite import Rewriter
@@ -51,12 +51,15 @@ class Translator:
     def request(self, scope: Scope, receive: Receive, runtime: Runtime) -> Exchange:
         """A request as the backends will get it. Raises Rejected for one that must not be forwarded."""
         head = self._rules.request(scope)
+        http1 = scope.get("http_version") in _HTTP1
+        if not http1:
+            head.fields = with_one_cookie(head.fields)
         path, query = self._target(scope, head)
         limits, timeouts = self._limits, self._timeouts
         if limits.max_body is not None and head.length is not None and head.length > limits.max_body:
             raise Rejected(413, "The request body is too large.")
         method: str = scope["method"]
-        expected = head.has_body or method not in _BODILESS or scope.get("http_version") not in _HTTP1
+        expected = head.has_body or method not in _BODILESS or not http1
         return Exchange(
             runtime,
             method,
@@ -74,6 +77,8 @@ class Translator:
         """The handshake of a WebSocket as the backends will get it. Raises Rejected."""
         head = self._rules.request(scope)
         head.fields = [pair for pair in head.fields if not pair[0].startswith(b"sec-websocket-")]
+        if scope.get("http_version") not in _HTTP1:
+            head.fields = with_one_cookie(head.fields)
         path, query = self._target(scope, head)
         idle = self._timeouts.websocket_idle
         return Exchange(

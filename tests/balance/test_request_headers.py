@@ -6,11 +6,11 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
-from asgi_enhance.balance import Forwarding, LoadBalanceApp
+from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
+from asgi_enhance.balance import Forwarding, LoadBalanceApp, LoadBalancer
 from asgi_enhance.balance.headers import HeaderRules
 from asgi_enhance.errors import ConfigError
-from asgi_enhance.testing.driver import http_scope
+from asgi_enhance.testing.driver import Driver, http_scope
 from tests.balance.wire import HttpMessage, ScriptedBackend, ask, front, get, serve
 
 
@@ -72,6 +72,18 @@ async def test_21_only_te_trailers_passes(http: str) -> None:
 async def test_22_duplicate_lines_keep_their_order(http: str) -> None:
     request = await seen(b"X-A: 1", b"X-B: 2", b"X-A: 3", http=http)
     assert [value for name, value in request.headers if name in (b"x-a", b"x-b")] == [b"1", b"2", b"3"]
+
+
+async def test_22_the_cookies_of_http_2_leave_it_in_one_line() -> None:
+    """Browsers send a line a cookie there; a backend of HTTP/1.1 may see the first alone, or join them by a comma."""
+    headers = [(b"cookie", b"a=1"), (b"x-a", b"1"), (b"cookie", b"b=2")]
+    async with ScriptedBackend() as backend, LoadBalancer([backend.url]) as balancer:
+        app = LoadBalanceApp(balancer=balancer)
+        for version, cookies in (("2", [b"a=1; b=2"]), ("1.1", [b"a=1", b"b=2"])):
+            nothing: list[Message] = [{"type": "http.request"}]
+            async with Driver(app, http_scope("/", http_version=version, headers=headers), nothing) as server:
+                assert (await server.next())["status"] == 200
+            assert backend.last.all(b"cookie") == cookies
 
 
 async def test_23_bytes_beyond_ascii_pass_both_ways(http: str) -> None:
