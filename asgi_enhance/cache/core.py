@@ -24,6 +24,9 @@ from asgi_enhance.errors import CacheError, ConfigError
 MAX_PASSES: Final = 10_000
 """How many names are remembered as hit-for-miss."""
 
+MAX_SEARCH: Final = 1024
+"""How many bytes a path and its word on queries may have to be remembered: clients choose paths, long ones, too."""
+
 MAX_SAID_BEFORE: Final = 4
 """How many former words of a path on its queries are remembered: it may come back to them."""
 
@@ -115,6 +118,8 @@ class Cache(ValueCache[R], Generic[R]):
     def _settle_search(self, request: Request, entry: Entry) -> None:
         """Learn from a response which queries of its path are one, and keep it under the key of them all."""
         place = request.url[:4]
+        if entry.no_vary_search and sum(map(len, place)) + len(entry.no_vary_search) > MAX_SEARCH:
+            entry.no_vary_search = b""
         search = parse(entry.no_vary_search)
         said = self._searches.get(place)
         if said is not None and said != entry.no_vary_search:
@@ -206,7 +211,9 @@ class Cache(ValueCache[R], Generic[R]):
     def passes(self, name: Hashable) -> bool:
         """Whether the last answer to this was for one client only, so that nobody should wait for the next."""
         until = self._passes.get(hash(name))
-        return until is not None and self.clock() < until
+        return (
+            until is not None and 0 < until - self.clock() <= self.hit_for_miss
+        )  # not longer if the clock is put back
 
     def remember_pass(self, name: Hashable) -> None:
         if self.hit_for_miss:

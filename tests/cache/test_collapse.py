@@ -62,6 +62,16 @@ async def test_what_was_not_for_sharing_is_kept_once_it_is(cache: Cache[Any], co
     assert origin.calls == 3
 
 
+async def test_a_clock_that_is_put_back_does_not_keep_requests_from_waiting(
+    any_cache: Cache[Any], clock: Clock
+) -> None:
+    name = any_cache.flight_name(Request(http_scope("/")))
+    any_cache.remember_pass(name)
+    assert any_cache.passes(name)
+    clock.step(-3600)
+    assert not any_cache.passes(name)
+
+
 async def test_rules_hold_also_for_what_was_not_for_sharing(cache: Cache[Any]) -> None:
     origin = Origin(Answer("Set-Cookie: a=1"), Answer(body=b"for all"))
     layer = CacheMiddleware(origin, cache=cache, rules=[CacheRule("/", ttl=60)])

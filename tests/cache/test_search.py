@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from asgi_enhance.cache import Cache, CacheMiddleware, RedisCache
+from asgi_enhance.cache.core import MAX_SEARCH
 from asgi_enhance.cache.policy.search import Search, parse, simplified
 from asgi_enhance.errors import CacheError
 from asgi_enhance.redis import RedisManager
@@ -81,6 +82,18 @@ async def test_queries_that_make_a_difference_do_not(any_cache: Cache[Any]) -> N
     layer = CacheMiddleware(origin, cache=any_cache)
     bodies = [(await request(layer, path)).body for path in ("/?a=1&utm=1", "/?a=2&utm=1", "/?utm=2&a=1", "/x?a=1")]
     assert bodies == [b"0", b"1", b"0", b"2"]
+
+
+@pytest.mark.parametrize(
+    ("path", "params"), [("/" + "a" * MAX_SEARCH, "params"), ("/", "params, except=(" + '"a" ' * MAX_SEARCH + ")")]
+)
+async def test_what_takes_too_much_room_to_remember_is_not_heard(any_cache: Cache[Any], path: str, params: str) -> None:
+    origin = Origin(Answer(FRESH, f"No-Vary-Search: {params}"))
+    layer = CacheMiddleware(origin, cache=any_cache)
+    for query in ("?b=1", "?b=2", "?b=1", "?b=2"):
+        await request(layer, path + query)
+    assert origin.calls == 2
+    assert not any_cache._searches
 
 
 async def test_a_write_reaches_the_response_that_queries_share(any_cache: Cache[Any]) -> None:

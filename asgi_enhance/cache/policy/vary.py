@@ -15,7 +15,6 @@ VaryNames = tuple[bytes, ...]
 VaryValues = tuple[bytes | None, ...]
 
 # White space is looked at once, from where it begins: clients may send as much of it as the server takes
-_COMMA = re.compile(rb"(?:(?<![ \t])[ \t]+)?,[ \t]*")
 _QVALUE = re.compile(rb"(?:(?<![ \t])[ \t]+)?;[ \t]*[qQ][ \t]*=[ \t]*")
 
 
@@ -40,7 +39,7 @@ def values(vary: VaryNames, headers: RawHeaders, encodings: tuple[bytes, ...]) -
 def _normalised(name: bytes, lines: list[bytes] | None, encodings: tuple[bytes, ...]) -> bytes | None:
     if lines is None:
         return None
-    value = _COMMA.sub(b",", b",".join(lines).strip())
+    value = b",".join([part.strip() for line in lines for part in line.split(b",")])
     if name == b"accept-encoding" and encodings:
         return _accept_encoding(value, encodings)
     if name == b"accept-language":
