@@ -88,6 +88,7 @@ export class BroadcastClient {
     const socket = (this.#socket = new WebSocket(url));
     socket.onopen = () => {
       for (const group of this.#groups.keys()) if (!asked.has(group)) this.#sendJoin(group);
+      for (const group of asked) if (!this.#groups.has(group)) this.send({ type: "leave", group });
       this.#heartbeat = setInterval(() => this.#ping(), HEARTBEAT);
       this.onstate("open");
     };

@@ -53,3 +53,22 @@ async def test_the_page_shows_what_was_said_while_its_server_restarted(
             await shows(browser, "bob: 0", "ann: 1", "ann: 2", "ann: 3")
             await elsewhere.broadcast_to_group("room", {"from": "ann", "text": "4"})
             await shows(browser, "bob: 0", "ann: 1", "ann: 2", "ann: 3", "ann: 4")
+
+
+LEAVES_WHILE_CONNECTING = """import("./client.js").then(({ BroadcastClient }) => {
+  const client = new BroadcastClient({ websocket: "/ws/ann", groups: ["hall", "room"] });
+  queueMicrotask(() => client.leave("hall")); // its first address has the group in it
+})"""
+
+
+async def test_a_group_that_is_left_while_the_line_is_made_is_left(redis_url: str) -> None:
+    elsewhere = RealTimeStreamProcessor(redis=RedisManager(redis_url), history=HISTORY)
+
+    async def ann_is_in_the_room_only() -> bool:
+        return "ann" in await elsewhere.presence("room") and "ann" not in await elsewhere.presence("hall")
+
+    with LiveServer("docs.examples.broadcast:app", env={"REDIS_URL": redis_url}) as server:
+        async with elsewhere, Browser() as browser:
+            await browser.open(f"{server.url}/")
+            await browser.evaluate(LEAVES_WHILE_CONNECTING)
+            await until(ann_is_in_the_room_only, seconds=10)
