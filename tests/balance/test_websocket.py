@@ -90,6 +90,17 @@ async def test_84_the_backends_subprotocol_is_accepted(ws: Protocols, offered: l
         assert client.subprotocol == chosen
 
 
+@pytest.mark.parametrize("more", [{"query_string": b"\xff"}, {"headers": [(b"x", b"a\r\nb: c")]}])
+async def test_a_handshake_that_cannot_be_sent_is_the_clients_fault(more: dict[str, Any]) -> None:
+    async with ScriptedBackend() as backend:
+        app = LoadBalanceApp([backend.url])
+        connected: list[Message] = [{"type": "websocket.connect"}]
+        async with Driver(app, websocket_scope("/", **more), connected) as server:
+            assert (await server.next())["status"] == 400
+        assert (backend.requests, app.balancer.stats.backend_failures) == ([], 0)
+        await app.balancer.close()
+
+
 async def test_84_a_subprotocol_nobody_offered_is_a_502() -> None:
     async def answer(wire: Wire) -> None:
         head = await wire.head()

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from websockets.asyncio.client import ClientConnection
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers as HandshakeHeaders
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidHeader, InvalidStatus
 from websockets.http11 import Request
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from asgi_enhance.asgi.types import Headers
 from asgi_enhance.balance.backend import Backend
-from asgi_enhance.balance.failure import UpstreamFailure
+from asgi_enhance.balance.failure import Rejected, UpstreamFailure
 from asgi_enhance.balance.options import Limits, Timeouts
 from asgi_enhance.balance.upstream.pool import connect_failure, dial, tls_of
 
@@ -73,6 +73,8 @@ class WebSocketUpstream:
                     text = "an interim response to a WebSocket's handshake"
                     raise UpstreamFailure(text, error="http_protocol_error") from None
                 return WebSocketAnswer(response.status_code, response.headers, bytes(response.body), connection)
+            except Rejected:
+                raise
             except Exception as error:
                 text = f"the backend's WebSocket handshake failed: {error}"
                 raise UpstreamFailure(text, error="http_protocol_error") from error
@@ -122,7 +124,11 @@ class _Handshake(ClientProtocol):
         request = super().connect()
         del request.headers["Host"]
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._fields]
-        request.headers = HandshakeHeaders([("Host", self._host), *request.headers.raw_items(), *fields])
+        try:
+            request.headers = HandshakeHeaders([("Host", self._host), *request.headers.raw_items(), *fields])
+            request.serialize()
+        except (InvalidHeader, ValueError):  # whatever server is in front let in; no backend is to blame
+            raise Rejected(400, "The handshake holds characters that must be encoded.") from None
         return request
 
 
