@@ -86,11 +86,11 @@ class Dispatcher:
         fresh = counted = False
         try:
             while True:
-                began = clock()
+                began = asked = clock()
                 chosen = self.choose(exchange, tried, began)
                 if chosen is None:
                     endpoint = await self._queue(exchange, runtime, tried)
-                    began = clock()
+                    began = asked = clock()
                 else:
                     endpoint = chosen
                     self.take(endpoint)
@@ -98,7 +98,7 @@ class Dispatcher:
                 exchange.upstream = upstream = runtime.upstream(endpoint, exchange.websocket)
                 try:
                     if self._hedger is not None and not tried and self._hedger.suits(exchange):
-                        answer = await open_hedged(self, self._hedger, exchange, runtime)
+                        answer, asked = await open_hedged(self, self._hedger, exchange, runtime)
                         assert exchange.endpoint is not None
                         endpoint = exchange.endpoint
                     else:
@@ -119,7 +119,7 @@ class Dispatcher:
                         raise
                 else:
                     free = False
-                    self._observe(endpoint, answer, exchange, began, clock())
+                    self._observe(endpoint, answer, exchange, began, asked, clock())
                     if answer.status not in self._retries.statuses or not self._unwelcome(
                         exchange, len(tried) + 1, free=counted
                     ):
@@ -150,8 +150,10 @@ class Dispatcher:
             and self._another(attempt, free=free)
         )
 
-    def _observe(self, endpoint: Endpoint, answer: Answer, exchange: Exchange, began: float, now: float) -> None:
-        """Remember how the backend did: the time to its first byte, or a penalty if it failed."""
+    def _observe(
+        self, endpoint: Endpoint, answer: Answer, exchange: Exchange, began: float, asked: float, now: float
+    ) -> None:
+        """Remember how the backend did: the time from being asked to its first byte, or a penalty if it failed."""
         assert answer.status is not None
         if answer.status >= 500:
             self._failed(endpoint, now, f"it answered {answer.status}", header(answer.headers, b"retry-after"))
@@ -160,7 +162,14 @@ class Dispatcher:
         if self._hedger is not None:
             self._hedger.observe(now - began)
         if exchange.upload is None:  # the time of an upload is the client's, not the backend's
-            self._policy.observe(endpoint, now - began, now)
+            self._policy.observe(endpoint, now - asked, now)
+
+    def outrun(self, endpoint: Endpoint, seconds: float) -> None:
+        """A hedge was quicker than a backend that had taken `seconds`: it takes longer than that, and is called off.
+
+        Nothing else would be known of one that never answers, and it would be asked first for ever.
+        """
+        self._policy.observe(endpoint, seconds, monotonic())
 
     def _failed(self, endpoint: Endpoint, now: float, why: str, retry_after: bytes | None = None) -> None:
         self.stats.backend_failures += 1

@@ -67,8 +67,14 @@ class Hedger:
             self.delay = max(self._hedge.minimum, ranked[int(self._hedge.quantile * (len(ranked) - 1))])
 
 
-async def open_hedged(dispatcher: "Dispatcher", hedger: Hedger, exchange: Exchange, runtime: Runtime) -> Answer:
-    """Open the exchange at its endpoint and, if that is slow, at another; whatever answers first is its answer."""
+async def open_hedged(
+    dispatcher: "Dispatcher", hedger: Hedger, exchange: Exchange, runtime: Runtime
+) -> tuple[Answer, float]:
+    """Open the exchange at its endpoint and, if that is slow, at another; whatever answers first is its answer.
+
+    Also says when the try began that was answered: a second backend is not to blame for the time of the first.
+    """
+    began = asked = monotonic()
     first = _Try(exchange)
     second: _Try | None = None
     try:
@@ -78,15 +84,18 @@ async def open_hedged(dispatcher: "Dispatcher", hedger: Hedger, exchange: Exchan
             if twin is not None:
                 dispatcher.stats.hedges += 1
                 dispatcher.budget.active += 1
-                second = _Try(twin)
+                second, asked_second = _Try(twin), monotonic()
                 await asyncio.wait({first.task, second.task}, return_when=asyncio.FIRST_COMPLETED)
                 if first.failed or second.failed:
                     await asyncio.wait({first.task, second.task})
                 if second.won and not first.won:
+                    if not first.failed and exchange.endpoint is not None:
+                        dispatcher.outrun(exchange.endpoint, monotonic() - began)
+                    asked = asked_second
                     exchange.swap(second.owner)
                     first, second = _Try.swapped(first, second)
         answer = exchange.answer = await first.task
-        return answer
+        return answer, asked
     finally:
         first.call_off()
         if second is not None:

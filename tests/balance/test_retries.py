@@ -230,6 +230,23 @@ async def test_a_slow_answer_is_hedged_and_the_quicker_one_wins(http: str) -> No
         await app.balancer.close()
 
 
+async def test_a_backend_that_a_hedge_had_to_stand_in_for_is_known_to_be_slow() -> None:
+    """Nothing comes of one that never answers but that; it would look idle and be asked first for ever."""
+
+    async def never(wire: Wire) -> None:
+        asked.append("never")
+        await wire.rest()
+
+    asked: list[str] = []
+    async with ScriptedBackend(never) as one, ScriptedBackend() as two:
+        app = LoadBalanceApp([one.url, two.url], hedge=Hedge(initial=0.05))
+        async with serve(app) as port:
+            for _ in range(6):
+                assert (await ask(port, get())).status == 200
+        assert len(asked) <= 1
+        await app.balancer.close()
+
+
 async def test_a_hedge_that_meets_a_connection_just_closed_is_nobodys_failure() -> None:
     asked: list[str] = []
     closed = asyncio.Event()
