@@ -176,7 +176,9 @@ class ClusterSession:
     async def _ask(self) -> str:
         """Ask the nodes, the good ones first, until one tells."""
         failed: list[str] = []
-        nodes = sorted(self._nodes.items(), key=lambda item: (item[1].breaker.is_open, random.random()))
+        nodes = sorted(
+            self._nodes.items(), key=lambda item: (item[1].breaker.is_open, item[1].pipeline is None, random.random())
+        )
         for place, node in nodes:
             try:
                 said = await node.call(_SLOTS, idempotent=True)
@@ -196,8 +198,10 @@ class ClusterSession:
         self._places = places
         self._primaries = tuple(set(places.values()))
         kept = {*self._primaries, *self._address.seeds}
-        for place in [place for place in self._nodes if place not in kept]:
+        for place in [place for place in self._nodes if place not in self._primaries]:
             self._tasks.spawn(self._nodes.pop(place).aclose(), name="redis node leaves")
+        for place in self._address.seeds:
+            self._node(place)  # a new one, if it serves nothing: it is not called again before all others have failed
         for subscription in self._sharded:
             self._place(subscription)
         for place in [place for place in self._shards if place not in kept]:

@@ -3,15 +3,18 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from redis import Redis
 from redis.asyncio import RedisCluster as Client
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
+from asgi_enhance.redis.cluster import ClusterSession
 from asgi_enhance.testing.servers import RedisCluster, RedisServer
 from tests.redis.helpers import patient, until, until_true
 
@@ -226,6 +229,45 @@ async def test_when_another_node_takes_over_the_slots_of_a_dead_one_it_is_found(
 
             await until_true(served)
             assert heir.call("GET", "x") == b"2"
+
+
+async def test_a_dead_node_that_serves_nothing_any_more_is_left_alone_though_it_is_a_seed() -> None:
+    with RedisCluster() as cluster:
+        async with patient(cluster.url) as manager:
+            await manager.execute("SET", "x", 1)
+            slot = key_slot(b"x")
+            dead, heir = cluster.owner(slot), elsewhere(cluster, slot)
+            mine = [
+                n
+                for first, last, own, *_ in heir.call("CLUSTER", "SLOTS")
+                if own[1] == dead.port
+                for n in range(first, last + 1)
+            ]
+            name = heir.call("CLUSTER", "MYID")
+            dead.kill()
+
+            async def given_up() -> bool:
+                with pytest.raises(RedisUnavailable):
+                    await manager.execute("SET", "x", 1)
+                return manager.stats.opened == 1
+
+            await until_true(given_up)
+            for node in cluster.nodes:
+                if node is not dead:
+                    with Redis.from_url(node.url) as client, client.pipeline(transaction=False) as pipeline:
+                        for number in mine:
+                            pipeline.execute_command("CLUSTER", "SETSLOT", number, "NODE", name)
+                        pipeline.execute()
+            session = manager.opened()
+            assert isinstance(session, ClusterSession)
+
+            async def nobody_is_probed() -> bool:
+                with suppress(RedisUnavailable):
+                    await manager.execute("SET", "x", 2)
+                return not any(node.breaker.is_open for node in session._nodes.values())
+
+            await until_true(nobody_is_probed)
+            assert await manager.execute("SET", "x", 3) == b"OK"
 
 
 async def test_a_sharded_channel_waits_for_a_cluster_that_comes_later() -> None:
