@@ -103,6 +103,10 @@ class Dispatcher:
                         endpoint = exchange.endpoint
                     else:
                         answer = exchange.answer = await upstream.open(exchange, fresh=fresh)
+                except asyncio.CancelledError:  # most often the client has left
+                    if exchange.upload is None:
+                        self.outrun(endpoint, clock() - asked)
+                    raise
                 except UpstreamFailure as failure:
                     upload = exchange.upload
                     exchange.let_go(failure)
@@ -165,9 +169,9 @@ class Dispatcher:
             self._policy.observe(endpoint, now - asked, now)
 
     def outrun(self, endpoint: Endpoint, seconds: float) -> None:
-        """A hedge was quicker than a backend that had taken `seconds`: it takes longer than that, and is called off.
+        """A hedge was quicker, or the client has left: a backend takes longer than the `seconds` it has had.
 
-        Nothing else would be known of one that never answers, and it would be asked first for ever.
+        Nothing else would be known of one that never answers, and it would look idle and be asked first for ever.
         """
         self._policy.observe(endpoint, seconds, monotonic())
 

@@ -247,6 +247,25 @@ async def test_a_backend_that_a_hedge_had_to_stand_in_for_is_known_to_be_slow() 
         await app.balancer.close()
 
 
+async def test_a_backend_that_clients_have_waited_for_in_vain_is_known_to_be_slow() -> None:
+    async def never(wire: Wire) -> None:
+        asked.set()
+        await wire.rest()
+
+    asked = asyncio.Event()
+    async with ScriptedBackend(never) as one, ScriptedBackend() as two:
+        app = LoadBalanceApp([one.url, two.url], timeouts=Timeouts(first_byte=1))
+        async with serve(app) as port:
+            while not asked.is_set():
+                async with connect(port) as client:
+                    await client.send(get())
+                    await until(lambda: asked.is_set() or app.balancer.in_flight == 0)
+            await until(lambda: app.balancer.in_flight == 0)
+            for _ in range(5):
+                assert (await ask(port, get())).status == 200
+        await app.balancer.close()
+
+
 async def test_a_hedge_that_meets_a_connection_just_closed_is_nobodys_failure() -> None:
     asked: list[str] = []
     closed = asyncio.Event()
