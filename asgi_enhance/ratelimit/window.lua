@@ -38,9 +38,7 @@ local function load(raw, quota)
       quota.used = quota.used + state[i + 1]
     end
   end
-  if quota.bursty then
-    quota.level = math.max(0, state[3] - math.max(0, now - state[2]) * quota.drain)
-  end
+  quota.level = math.max(0, state[3] - math.max(0, now - state[2]) * quota.drain) -- the next tier may have a burst
 end
 
 local function spare(quota)

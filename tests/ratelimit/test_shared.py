@@ -165,6 +165,15 @@ async def test_what_waits_for_a_call_fails_with_the_limiter_that_is_closed(limit
     assert len(await asyncio.gather(*hits)) == 3
 
 
+async def test_a_burst_is_not_forgotten_between_two_tiers_that_have_one(limiter_on: Limiters) -> None:
+    limiter = limiter_on("100/hour burst 5", deny_keys=0)
+    assert sum([await limiter.is_allowed("a") for _ in range(9)]) == 5
+    limiter.limits = "100/hour"
+    assert await limiter.is_allowed("a")
+    limiter.limits = "100/hour burst 5"
+    assert not await limiter.is_allowed("a")
+
+
 async def test_it_fails_as_well_when_the_next_call_was_just_about_to_leave(limiter_on: Limiters) -> None:
     limiter = limiter_on(on_error="closed")
     await limiter.connect()
