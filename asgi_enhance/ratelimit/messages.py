@@ -10,8 +10,8 @@ from asgi_enhance.ratelimit.decision import Demand
 class LimitedMessages:
     """Stands between the server and the app: `receive` and `send` are the app's.
 
-    After the connection has been closed here, the server's own `websocket.disconnect` is what the app receives next;
-    what it sends until then is dropped, since a server takes nothing after a close.
+    After the connection has been closed, here or by the app, the server's own `websocket.disconnect` is what the app
+    receives next; what is sent until then is dropped, since a server takes nothing after a close.
     """
 
     __slots__ = ("_close_code", "_closed", "_delays", "_held", "_limiter", "_receive", "_send", "_wanted", "_watched")
@@ -42,6 +42,7 @@ class LimitedMessages:
             if message["type"] != "websocket.receive":
                 return message
             if self._closed:
+                self._held = None
                 continue
             self._held = message  # an app that gives up waiting for it finds it here
             allowed = not self._wanted or (await self._limiter.acquire(self._wanted, delays=self._delays)).allowed
@@ -50,9 +51,12 @@ class LimitedMessages:
             self._held = None
             if allowed:
                 return message
+            if self._closed:  # by the app, meanwhile
+                continue
             self._closed = True
             await self._send({"type": "websocket.close", "code": self._close_code, "reason": "too many messages"})
 
     async def send(self, message: Message) -> None:
         if not self._closed:
+            self._closed = message["type"] == "websocket.close"
             await self._send(message)

@@ -13,6 +13,7 @@ from asgi_enhance.ratelimit import Ban, RateLimiter, RateLimitMiddleware, Rule, 
 from asgi_enhance.ratelimit.policy import MAX_LIMIT, Quota
 from asgi_enhance.testing.driver import Driver, Response, WebSocket, http_scope, request, websocket_scope
 from tests.ratelimit.apps import answers, hello, limits_of
+from tests.redis.helpers import until
 
 
 def limited(rule: Rule, app: Any = hello, **options: Any) -> RateLimitMiddleware:
@@ -361,6 +362,44 @@ async def test_messages_may_wait_instead_of_ending_the_connection() -> None:
             socket.send_text(str(i))
         assert [await socket.receive_text() for _ in range(3)] == ["0", "1", "2"]
         socket.leave()
+
+
+async def test_a_message_that_was_being_delayed_when_the_app_closed_is_nobodys() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        waiting = asyncio.ensure_future(receive())
+        await until(lambda: layer.limiter._delayed == 1)
+        waiting.cancel()
+        await send({"type": "websocket.close", "code": 4000})
+        assert (await receive())["type"] == "websocket.disconnect"
+
+    layer = limited(Rule({"requests": 20, "window": 4, "burst": 1}, on="message", max_delay=5), app=app)
+    async with WebSocket(layer, websocket_scope()) as socket:
+        await socket.accepted()
+        socket.send_text("1")
+        socket.send_text("2")
+        socket.leave()
+        await socket.ended()
+
+
+async def test_a_message_too_many_after_the_app_has_closed_is_nobodys() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        await send({"type": "websocket.close", "code": 4000})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    async with WebSocket(limited(Rule("1/minute", on="message"), app=app), websocket_scope()) as socket:
+        await socket.accepted()
+        for i in range(3):
+            socket.send_text(str(i))
+        assert (await socket.next())["code"] == 4000
+        socket.leave()
+        await socket.ended()
 
 
 async def test_a_message_is_not_lost_when_the_app_gives_up_waiting_for_its_decision() -> None:
