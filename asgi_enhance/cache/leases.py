@@ -14,6 +14,7 @@ from typing import Final
 
 from redis.exceptions import NoPermissionError, RedisError
 
+from asgi_enhance.cache.recent import Recent
 from asgi_enhance.cache.valuecache import Claim
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
@@ -21,6 +22,8 @@ from asgi_enhance.redis import RedisManager
 POLL: Final = 0.1
 """Seconds after which a waiter looks for himself, should the word that wakes him be lost."""
 NOT_FOR_SHARING: Final = b"-"
+MAX_OWED: Final = 1000
+"""How many leases are remembered that Redis is still to be given back."""
 
 
 class Leases:
@@ -32,6 +35,7 @@ class Leases:
         self._milliseconds = int(duration * 1000)
         self._irrevocable = False  # a lease that cannot be given back is none: everybody would wait for it to end
         self._held: dict[Hashable, tuple[str, float]] = {}  # token, and when it ends by itself
+        self._owed: Recent[str, str] = Recent(MAX_OWED)  # lease → token: given back, or perhaps granted, unheard
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._release = manager.script(files("asgi_enhance.cache").joinpath("release.lua").read_text())
 
@@ -40,6 +44,7 @@ class Leases:
             return Claim.PASS
         lease, token = lease_of(name), secrets.token_hex(8)
         ends = time.monotonic() + self._milliseconds / 1000
+        await self._give_back()
         heard = asyncio.Event()
         waiting = self._waiting.setdefault(lease, set())
         waiting.add(heard)  # before the lease is tried, so that no word is missed
@@ -49,6 +54,10 @@ class Leases:
             except asyncio.CancelledError:
                 with contextlib.suppress(RedisUnavailable, RedisError):  # it may have been granted on the way
                     await self._release(keys=[lease], args=[token, 0, self.channel])
+                raise
+            except RedisUnavailable as error:
+                if error.maybe_executed:
+                    self._owed.put(lease, token)
                 raise
             if holder is None:
                 self._held[name] = (token, ends)
@@ -83,6 +92,16 @@ class Leases:
             except NoPermissionError:
                 self._irrevocable = True
                 raise
+            except RedisUnavailable:
+                self._owed.put(lease_of(name), token)
+                raise
+
+    async def _give_back(self) -> None:
+        """What Redis has not heard of, before anybody waits for it: nobody is at it, and it may last a while yet."""
+        while self._owed:
+            lease, token = next(iter(self._owed.items()))
+            await self._release(keys=[lease], args=[token, 0, self.channel])
+            self._owed.pop(lease, None)
 
     def on_released(self, payload: bytes) -> None:
         for heard in self._waiting.get(payload.decode(), ()):

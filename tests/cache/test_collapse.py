@@ -8,6 +8,7 @@ import pytest
 from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule, MemoryCache, RedisCache
 from asgi_enhance.cache.request import Request, digest
+from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import Driver, Response, http_scope, request
 from asgi_enhance.testing.servers import RedisServer
@@ -164,6 +165,29 @@ async def test_one_call_does_for_all_in_a_process_whose_redis_is_away(private_re
         assert origin.calls == before + 1
         await request(layer, "/")
         assert origin.calls == before + 2, "what nobody could tell of whether it was written to is not kept"
+
+
+@pytest.mark.parametrize("lost", ["SET", "EVALSHA"])
+async def test_a_lease_nobody_knows_of_since_redis_was_not_heard_holds_nobody_up(
+    redis: RedisManager, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    origin = Origin(Answer("Cache-Control: no-store"))
+    async with RedisCache(redis, hit_for_miss=0) as cache:
+        layer = CacheMiddleware(origin, cache=cache)
+        execute = redis.execute
+
+        async def unheard(command: str, *arguments: Any, **options: Any) -> Any:
+            is_it = command == lost and any("lease" in str(argument) for argument in arguments)
+            reply = None if is_it and lost != "SET" else await execute(command, *arguments, **options)
+            if is_it:
+                raise RedisUnavailable("no answer", maybe_executed=True)
+            return reply
+
+        monkeypatch.setattr(redis, "execute", unheard)
+        await request(layer, "/")
+        monkeypatch.setattr(redis, "execute", execute)
+        await asyncio.wait_for(request(layer, "/"), 2)
+        assert origin.calls == 2
 
 
 async def test_a_write_overtakes_even_if_all_trace_of_the_one_before_has_expired(redis: RedisManager) -> None:
