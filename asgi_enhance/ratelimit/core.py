@@ -8,7 +8,7 @@ if not await limiter.is_allowed(user_id, "login"):
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
@@ -215,9 +215,13 @@ class RateLimiter(Resource[Any]):
         """Decide and count, for nobody to obey (a shadow rule)."""
         decision = await self._decide(demands)
         if not decision.allowed:
-            self.stats.shadowed += 1
-            logger.info("a shadow rule would have refused: %s", ", ".join(decision.violated))
+            self.shadowed(decision.violated)
         return decision
+
+    def shadowed(self, names: Sequence[str]) -> None:
+        """Count and log a refusal of a shadow rule."""
+        self.stats.shadowed += 1
+        logger.info("a shadow rule would have refused: %s", ", ".join(names))
 
     async def charge(self, demands: tuple[Demand, ...]) -> None:
         """Take units whether they fit or not: the price turned out higher."""

@@ -183,7 +183,7 @@ class RateLimitMiddleware:
         """For rules that want more than a decision: slots, a delay, a bill, or only to be watched."""
         limiter = self.limiter
         wanted, watched = split(applied)
-        full = take_slots(applied)
+        full = take_slots(applied, limiter)
         if full is not None:
             limiter.stats.refused += 1
             decision = Decision(False, (), RETRY_CONCURRENCY, (full.name,), "concurrency")

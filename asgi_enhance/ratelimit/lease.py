@@ -32,15 +32,19 @@ def delays(applied: Applied) -> dict[str, float]:
     return {demand.quota.name: rule.rule.max_delay for rule, _, demands in applied for demand in demands}
 
 
-def take_slots(applied: Applied) -> BoundRule | None:
+def take_slots(applied: Applied, limiter: RateLimiter) -> BoundRule | None:
     """Take a slot of every concurrency limit, or none: then the rule whose slots are all taken."""
     for rule, identity, _ in applied:
         most = rule.rule.concurrency
         if most is not None and not rule.rule.shadow and rule.in_flight.get(identity, 0) >= most:
             return rule
     for rule, identity, _ in applied:
-        if rule.rule.concurrency is not None:
-            rule.in_flight[identity] = rule.in_flight.get(identity, 0) + 1
+        most = rule.rule.concurrency
+        if most is not None:
+            taken = rule.in_flight.get(identity, 0)
+            rule.in_flight[identity] = taken + 1
+            if taken >= most:
+                limiter.shadowed((rule.name,))
     return None
 
 

@@ -328,6 +328,25 @@ async def test_a_shadow_rule_refuses_nobody_and_counts(caplog: pytest.LogCapture
     assert "soon" in caplog.text
 
 
+async def test_a_shadow_rule_says_when_its_slots_would_have_been_too_few(caplog: pytest.LogCaptureFixture) -> None:
+    inside, go = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        inside.set()
+        await go.wait()
+        await hello(scope, receive, send)
+
+    layer = limited(Rule(None, name="few", concurrency=1, shadow=True), app=app)
+    with caplog.at_level(logging.INFO, "asgi_enhance.ratelimit"):
+        first = asyncio.create_task(request(layer))
+        await inside.wait()
+        assert layer.limiter.stats.shadowed == 0
+        go.set()
+        assert (await request(layer)).status == (await first).status == 200
+    assert layer.limiter.stats.shadowed == 1
+    assert "few" in caplog.text
+
+
 async def test_who_is_refused_too_often_is_banned_and_others_are_not() -> None:
     layer = limited(Rule("1/minute", name="x", ban=Ban(after=2, within=60, seconds=600)), rng=lambda: 0.0)
     kinds = []
