@@ -86,6 +86,8 @@ class Dispatcher:
         fresh = counted = False
         try:
             while True:
+                if runtime.queue:
+                    self.serve_queue(runtime)  # a backend that has come back since gives slots that nobody gave back
                 began = asked = clock()
                 chosen = self.choose(exchange, tried, began)
                 if chosen is None:

@@ -97,6 +97,24 @@ async def test_73_who_waits_in_the_queue_is_served_when_a_slot_is_free(http: str
         assert backend.balancer.in_flight == 0
 
 
+async def test_73_nobody_overtakes_the_queue_when_a_backend_comes_back(http: str) -> None:
+    async with ScriptedBackend(silent) as busy, ScriptedBackend() as back:
+        limits = Limits(max_connections=1)
+        backends = [Backend(busy.url), Backend(back.url, weight=0)]
+        app = LoadBalanceApp(backends, limits=limits, timeouts=Timeouts(queue=5))
+        balancer = app.balancer
+        async with serve(app, http=http) as port, connect(port) as first, connect(port) as second:
+            await first.send(get())
+            await until(lambda: balancer.in_flight == 1)
+            await second.send(get(b"/second"))
+            await until(lambda: balancer.stats.queued == 1)
+            balancer.set_weight(back.url, 1)
+            assert (await ask(port, get(b"/third"))).status == 200
+            assert (await second.message()).status == 200
+            assert [request.target for request in back.requests] == [b"/second", b"/third"]
+        await balancer.close()
+
+
 async def test_73_one_more_may_wait_for_every_backend_that_may_be_chosen() -> None:
     async with ScriptedBackend(silent) as one, ScriptedBackend(silent) as other, AsyncExitStack() as stack:
         backends = [Backend(one.url, max_queue=2), Backend(other.url)]
