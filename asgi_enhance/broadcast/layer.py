@@ -15,7 +15,7 @@ from asgi_enhance.broadcast.connection import Connection
 from asgi_enhance.broadcast.core import RealTimeStreamProcessor
 from asgi_enhance.broadcast.log import Position, Start
 from asgi_enhance.broadcast.node import Authorize, Hook, Node, Refused
-from asgi_enhance.broadcast.policy import History, checked_name, origin_allowed
+from asgi_enhance.broadcast.policy import History, checked_name, listed_origin, origin_allowed
 from asgi_enhance.broadcast.sigterm import DrainOnSigterm
 from asgi_enhance.broadcast.wire import Encoding, cursor_positions
 from asgi_enhance.errors import ConfigError, RedisUnavailable
@@ -92,7 +92,7 @@ class BroadcastRouter:
         self._events = _template("sse_path", sse_path, authenticate)
         self._authenticate = authenticate
         self._sigterm = DrainOnSigterm(self.processor, drain_spread) if drain_spread is not None else None
-        self._origins = frozenset(origin.lower() for origin in origins)
+        self._origins = frozenset(map(listed_origin, origins))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]

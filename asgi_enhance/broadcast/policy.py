@@ -157,6 +157,13 @@ def origin_allowed(origin: str | None, host: str | None, allowed: frozenset[str]
         return False
 
 
+def listed_origin(origin: str) -> str:
+    """An origin as `origin_allowed` looks for it: lower case, and without the port that a browser leaves out."""
+    origin = origin.lower()
+    port = {"http": ":80", "https": ":443"}.get(origin.partition("://")[0], "")
+    return origin.removesuffix(port)
+
+
 def _host(netloc: str) -> str:
     """Host and port as they are compared: lower case, the default ports of http and https left out."""
     name = netloc.lower()

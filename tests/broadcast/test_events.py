@@ -185,7 +185,7 @@ async def test_a_stream_can_only_be_read(router: BroadcastRouter) -> None:
 
 async def test_a_page_of_a_listed_origin_may_read_the_stream() -> None:
     async with RealTimeStreamProcessor() as processor:
-        router = BroadcastRouter(processor=processor, origins=["https://a.example"])
+        router = BroadcastRouter(processor=processor, origins=["https://a.example:443"])
         scope = http_scope("/events/ann", headers=[(b"origin", b"https://a.example")])
         async with Stream(router, scope, [{"type": "http.request"}]) as ann:
             headers = await ann.opened()

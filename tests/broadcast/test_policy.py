@@ -3,7 +3,7 @@
 import pytest
 
 from asgi_enhance.broadcast import BroadcastRouter, History, Limits, RealTimeStreamProcessor
-from asgi_enhance.broadcast.policy import HistoryRules, TokenBucket, checked_name, origin_allowed
+from asgi_enhance.broadcast.policy import HistoryRules, TokenBucket, checked_name, listed_origin, origin_allowed
 from asgi_enhance.errors import ConfigError
 
 NOBODY: frozenset[str] = frozenset()
@@ -33,6 +33,19 @@ def test_listed_origins_may_connect_and_a_star_lets_all_in() -> None:
     assert origin_allowed("https://B.example", "a.example", frozenset({"https://b.example"}))
     assert not origin_allowed("http://b.example", "a.example", frozenset({"https://b.example"}))
     assert origin_allowed("https://c.example", "a.example", frozenset({"*"}))
+
+
+@pytest.mark.parametrize(
+    ("listed", "sent"),
+    [
+        ("https://b.example:443", "https://b.example"),
+        ("HTTP://B.example:80", "http://b.example"),
+        ("http://b.example:443", "http://b.example:443"),
+        ("*", "*"),
+    ],
+)
+def test_a_listed_origin_may_have_the_port_that_a_browser_leaves_out(listed: str, sent: str) -> None:
+    assert listed_origin(listed) == sent
 
 
 def test_the_exact_rule_wins_over_prefixes_and_the_first_prefix_over_later_ones() -> None:
