@@ -36,12 +36,18 @@ class DnsName:
     async def follow(self, apply: Callable[[list[Backend]], None], interval: float, rng: random.Random) -> None:
         """Hand on the addresses at every change, for ever."""
         last: list[Backend] = []
+        failing = False
         while True:
             try:
                 backends = await self.resolve()
             except (OSError, UnicodeError) as error:  # the second for what cannot be a name
-                logger.warning("cannot resolve %s, its last addresses stay: %s", self.pattern.hostname, error)
+                if not failing:
+                    logger.warning("cannot resolve %s, its last addresses stay: %s", self.pattern.hostname, error)
+                failing = True
             else:
+                if failing:
+                    logger.warning("%s is resolved again", self.pattern.hostname)
+                failing = False
                 if backends and backends != last:
                     last = backends
                     apply(backends)
