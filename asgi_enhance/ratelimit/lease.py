@@ -103,7 +103,11 @@ class Lease:
         for rule, _, demands in self._applied:
             if rule.rule.charge is None:
                 continue
-            units = rule.rule.charge(self._scope, status)
+            try:
+                units = rule.rule.charge(self._scope, status)
+            except Exception:  # the response has gone out: no failure of the app, nor of the other rules
+                logger.exception("rule %r: charge failed; nothing is charged", rule.name)
+                continue
             if not isinstance(units, int) or abs(units) > MAX_LIMIT:
                 logger.error("rule %r: charge must be a whole number, not %r; nothing is charged", rule.name, units)
                 continue

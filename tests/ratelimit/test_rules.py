@@ -318,6 +318,17 @@ async def test_a_charge_that_is_none_charges_nothing_and_hurts_nobody(
     assert "'odd': charge must be a whole number" in caplog.text
 
 
+async def test_a_charge_that_fails_does_not_fail_the_app(caplog: pytest.LogCaptureFixture) -> None:
+    def charge(scope: Scope, status: int) -> int:
+        raise LookupError("mine")
+
+    rules = [Rule("9/minute", name="odd", charge=charge), Rule("9/minute", name="even", charge=lambda scope, status: 2)]
+    layer = RateLimitMiddleware(hello, rules, default=None)
+    await request(layer)
+    assert {name: room for name, (room, _) in limits_of(await request(layer)).items()} == {"odd": 7, "even": 5}
+    assert "'odd': charge failed" in caplog.text
+
+
 async def test_a_shadow_rule_refuses_nobody_and_counts(caplog: pytest.LogCaptureFixture) -> None:
     layer = limited(Rule("1/minute", name="soon", shadow=True))
     with caplog.at_level(logging.INFO, "asgi_enhance.ratelimit"):
