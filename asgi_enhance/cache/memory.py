@@ -30,13 +30,16 @@ SWEEP: Final = 2
 class Slot(Shelf):
     """All variants of one URL."""
 
-    __slots__ = ("entries", "size", "varies", "visited")
+    __slots__ = ("_uses", "entries", "kept_until", "size", "varies", "visited")
 
     def __init__(self, key: Key) -> None:
         super().__init__()
         self.entries: dict[Variant, Entry] = {}
         self.varies: tuple[VaryNames, ...] = ()
         """The Vary of its responses, the latest first: different ones may be in use at once."""
+        self._uses: dict[VaryNames, int] = {}  # by how many entries: there may be thousands, a few for each user
+        self.kept_until = 0.0
+        """When the last of all that were kept here will have expired, even if that one has gone before."""
         self.size = _size_of(key)
         self.visited = False
 
@@ -49,35 +52,32 @@ class Slot(Shelf):
                 best = entry
         return best
 
-    @property
-    def kept_until(self) -> float:
-        return max([entry.kept_until for entry in self.entries.values()])
-
     def put(self, variant: Variant, entry: Entry, size: int, limit: int) -> None:
-        old = self.entries.pop(variant, None)
-        if old is not None:
-            self.size -= old.size
+        if variant in self.entries:
+            self._drop(variant)
         while len(self.entries) >= limit:
-            self.remove(next(iter(self.entries)))
+            self._drop(next(iter(self.entries)))
         self.entries[variant] = entry
         self.size += size
-        self._settle(variant[1])
+        self.kept_until = max(self.kept_until, entry.kept_until)
+        names = variant[1]
+        self._uses[names] = self._uses.get(names, 0) + 1
+        self._settle((names, *self.varies))
 
     def remove(self, variant: Variant) -> None:
-        self.size -= self.entries.pop(variant).size
-        self._settle(None)
+        self._drop(variant)
+        self._settle(self.varies)
 
-    def _settle(self, latest: VaryNames | None) -> None:
+    def _drop(self, variant: Variant) -> None:
+        self.size -= self.entries.pop(variant).size
+        self._uses[variant[1]] -= 1
+
+    def _settle(self, varies: tuple[VaryNames, ...]) -> None:
         self.sent = (None, 0, [])
-        if len(self.entries) == 1:
-            ((variant, entry),) = self.entries.items()
-            self.varies = (variant[1],)
-            self.only = entry if variant == PLAIN else None
-            return
-        order = (latest, *self.varies) if latest is not None else self.varies
-        in_use = {names for _, names, _ in self.entries}
-        self.varies = tuple(dict.fromkeys(names for names in order if names in in_use))
-        self.only = None
+        self.varies = tuple(names for names in dict.fromkeys(varies) if self._uses[names])
+        for gone in self._uses.keys() - self.varies:
+            del self._uses[gone]
+        self.only = self.entries.get(PLAIN) if len(self.entries) == 1 else None
 
 
 @checked

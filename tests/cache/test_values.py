@@ -1,6 +1,7 @@
 """Caches as the users' own code sees them, and what all of them promise."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -425,6 +426,39 @@ async def test_variants_are_capped_and_the_oldest_goes(any_cache: Cache[Any]) ->
     assert origin.calls == 6
     await request(layer, "/", headers=[(b"x", b"0")])
     assert origin.calls == 7
+
+
+async def test_many_variants_of_one_url_make_no_store_dear() -> None:
+    cache = MemoryCache()
+    await request(CacheMiddleware(Origin(Answer("Cache-Control: max-age=60")), cache=cache), "/")
+    (slot,) = cache._kept.values()
+    assert isinstance(slot, Slot)
+    assert slot.only is not None
+    entry = slot.only
+
+    def stores(first: int, number: int) -> float:
+        before = time.process_time()
+        for user in range(first, first + number):
+            slot.put(((b"%d" % user,), (), ()), entry, entry.size, 10_000)
+            assert slot.kept_until
+        return time.process_time() - before
+
+    few = stores(0, 500)
+    stores(500, 4000)
+    assert stores(4500, 500) < 10 * few
+
+
+async def test_only_the_varys_that_are_in_use_are_looked_for() -> None:
+    cache = MemoryCache(max_variants=2)
+    layer = CacheMiddleware(
+        Origin(*(Answer("Cache-Control: max-age=60", f"Vary: X-{n}") for n in (1, 2, 3))), cache=cache
+    )
+    for number in range(3):
+        await request(layer, "/", headers=[(b"x-%d" % n, b"%d" % number) for n in (1, 2, 3)])
+    (slot,) = cache._kept.values()
+    assert isinstance(slot, Slot)
+    assert slot.varies == ((b"x-3",), (b"x-2",))
+    assert slot._uses == {(b"x-3",): 1, (b"x-2",): 1}
 
 
 @pytest.mark.parametrize(
