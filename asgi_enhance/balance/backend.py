@@ -29,7 +29,8 @@ class Backend:
     host:            value of `Host` for this backend instead of the balancer's policy. Default: none.
     address:         IP address to connect to instead of resolving the URL's host. Default: none.
     tls:             context for `https`. Default: the system's trust store, host name verified.
-    transport:       an `httpx2`/`httpx` `AsyncBaseTransport` to use for HTTP instead of the built-in client.
+    transport:       an `httpx2`/`httpx` `AsyncBaseTransport` to use for HTTP instead of the built-in client; WebSockets
+                     dial the URL all the same.
     """
 
     url: str

@@ -286,7 +286,8 @@ class Dispatcher:
         endpoint, exchange.endpoint = exchange.endpoint, None
         if endpoint is not None:
             if isinstance(error, UpstreamFailure):
-                if not error.stale:
+                # a WebSocket dials the URL, which to some transports is a mere name: clients could take the backend out
+                if not error.stale and not (exchange.websocket and endpoint.backend.transport is not None):
                     self._failed(endpoint, monotonic(), str(error))
                 error.backend = endpoint.name
             self.give_back(endpoint, exchange.runtime)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from httpx2 import ASGITransport
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import ServerConnection
@@ -14,8 +15,9 @@ from websockets.asyncio.server import serve as ws_serve
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 from websockets.http11 import Request, Response
 
-from asgi_enhance.asgi.types import Message
-from asgi_enhance.balance import Limits, LoadBalanceApp, Timeouts
+from asgi_enhance.asgi.problem import Problem
+from asgi_enhance.asgi.types import Message, Receive, Scope, Send
+from asgi_enhance.balance import Backend, Limits, LoadBalanceApp, Retries, Timeouts
 from asgi_enhance.testing.driver import Driver, websocket_scope
 from asgi_enhance.testing.live import free_port
 from tests.balance.wire import OK, ScriptedBackend, Wire, ask, connect, front, get, serve, until
@@ -333,6 +335,20 @@ async def test_a_backend_that_refuses_the_connection_is_replaced_by_another(ws: 
                     await client.send("there?")
                     assert await client.recv() == "there?"
         await app.balancer.close()
+
+
+async def test_a_websocket_takes_no_backend_out_that_only_a_transport_reaches() -> None:
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        await Problem(404)(scope, receive, send)
+
+    backend = Backend(f"http://127.0.0.1:{free_port()}", transport=ASGITransport(inner))
+    app = LoadBalanceApp([backend], retries=Retries(attempts=1))
+    for _ in range(6):
+        async with Driver(app, websocket_scope("/"), [{"type": "websocket.connect"}]) as server:
+            assert (await server.next())["status"] == 502
+    assert app.balancer.report()[backend.name]["state"] == "up"
+    assert app.balancer.stats.backend_failures == 0
+    await app.balancer.close()
 
 
 async def test_a_client_that_leaves_during_the_handshake_lets_the_backend_go() -> None:
