@@ -245,9 +245,9 @@ class Call:
                 self._leads.alone()
             entry = old.for_once(merged, now)
         else:
-            entry = verdict
-            entry.fill(old.body)
-            await self._keep(entry)
+            verdict.fill(old.body)
+            await self._keep(verdict)
+            entry = verdict.shown(merged)
         await self._answer(entry, now, self._told(304, not isinstance(verdict, str)))
 
     async def _learn_from_head(self, response: Received) -> None:

@@ -54,10 +54,15 @@ class Entry(msgspec.Struct, array_like=True):
         if self.status != 204 and not any(name.lower() == b"content-length" for name, _ in self.headers):
             self.headers = (*self.headers, (b"content-length", b"%d" % len(body)))
 
+    def shown(self, headers: Headers) -> "Entry":
+        """The same response as one client gets it, with fields that are not kept, or not for the others."""
+        return msgspec.structs.replace(self, headers=tuple([field for field in headers if field[0].lower() != b"age"]))
+
     def for_once(self, headers: Headers, now: float) -> "Entry":
         """The same response with other fields, for one client: what it has become may not be kept."""
-        fields = tuple(headers)
-        return msgspec.structs.replace(self, headers=fields, born=now, lifetime=0.0, fresh_until=0.0, kept_until=now)
+        once = self.shown(headers)
+        once.born, once.lifetime, once.fresh_until, once.kept_until = now, 0.0, 0.0, now
+        return once
 
     @property
     def size(self) -> int:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from asgi_enhance.cache import Cache, CacheMiddleware
-from asgi_enhance.testing.driver import Response, request
+from asgi_enhance.cache.request import Request
+from asgi_enhance.testing.driver import Response, http_scope, request
 from tests.cache.origin import Answer, Clock, Origin, fields
 
 FRESH = "Cache-Control: max-age=60"
@@ -324,3 +325,20 @@ async def test_a_group_is_of_one_origin_and_no_safe_method_ends_it(cache: Cache[
     await request(layer, "/other", method="POST", scheme="https")
     assert (await ask(layer)).body == b"a"
     assert origin.calls == 3
+
+
+@pytest.mark.parametrize("set_cookie", ["refuse", "strip", "store"])
+async def test_a_client_whose_request_was_validated_gets_the_cookie_and_one_age(
+    cache: Cache[Any], set_cookie: Any
+) -> None:
+    lines = ("Cache-Control: public, no-cache", 'ETag: "a"')
+    origin = Origin(Answer(*lines, body=b"body"), Answer("Set-Cookie: a=1", "Age: 5", status=304))
+    layer = CacheMiddleware(origin, cache=cache, set_cookie=set_cookie)
+    await request(layer, "/")
+    answer = await request(layer, "/")
+    assert (answer.status, answer.body, answer.header("set-cookie")) == (200, b"body", "a=1")
+    assert len([name for name, _ in answer.headers if name == b"age"]) == 1
+    stored = cache.peek(Request(http_scope("/"))) or await cache.lookup(Request(http_scope("/")))
+    assert (stored is not None) is (set_cookie != "refuse")
+    if stored is not None:
+        assert (b"set-cookie" in dict(stored.headers)) is (set_cookie == "store")
