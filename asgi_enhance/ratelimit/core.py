@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from asgi_enhance.asgi.lifespan import Resource
 from asgi_enhance.errors import ConfigError, RateLimitError, RedisUnavailable
@@ -113,6 +114,8 @@ class RateLimiter(Resource[Any]):
         }
         self._max_delayed = max_waiting
         self._delayed = 0
+        # Of those that wait for the same, the first alone asks again: all of them would be a stampede with every unit.
+        self._lines: WeakValueDictionary[Any, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def limits(self) -> Mapping[str, Any]:
@@ -274,14 +277,18 @@ class RateLimiter(Resource[Any]):
 
     async def _later(self, demands: tuple[Demand, ...], decision: Decision, delays: Mapping[str, float]) -> Decision:
         begun = time.monotonic()
+        if not _in_time(decision, delays, begun):
+            return decision
+        line = self._lines.setdefault((asyncio.get_running_loop(), demands), asyncio.Lock())
+        others = line.locked()
         self._delayed += 1
         try:
-            while not decision.allowed and decision.retry_after is not None:
-                patience = min(delays.get(name, 0.0) for name in decision.violated)
-                if time.monotonic() - begun + decision.retry_after > patience:
-                    break
-                await asyncio.sleep(decision.retry_after)
-                decision = await self._decide(demands)
+            async with line:  # who is before us began earlier, and loses patience earlier
+                if others:
+                    decision = await self._decide(demands)
+                while _in_time(decision, delays, begun):
+                    await asyncio.sleep(decision.retry_after or 0.0)
+                    decision = await self._decide(demands)
         finally:
             self._delayed -= 1
         self.stats.delayed += decision.allowed
@@ -307,3 +314,11 @@ class RateLimiter(Resource[Any]):
 
         assert self._manager is not None
         return RedisStore(self._manager, self.stats, share=self._share, **self._options)
+
+
+def _in_time(decision: Decision, delays: Mapping[str, float], begun: float) -> bool:
+    """Whether what is refused may still fit before the patience is over that began then."""
+    if decision.allowed or decision.retry_after is None:
+        return False
+    patience = min(delays.get(name, 0.0) for name in decision.violated)
+    return time.monotonic() - begun + decision.retry_after <= patience

@@ -285,6 +285,29 @@ async def test_a_request_may_wait_a_little_instead_of_being_refused() -> None:
     assert layer.limiter.stats.delayed == 2
 
 
+async def test_of_many_that_wait_only_the_first_asks_again() -> None:
+    layer = limited(Rule({"requests": 1000, "window": 1, "burst": 1}, max_delay=5))
+    responses = await asyncio.gather(*(request(layer) for _ in range(50)))
+    assert {response.status for response in responses} == {200}
+    assert layer.limiter.stats.refused < 3 * 50
+    assert not layer.limiter._lines
+
+
+async def test_who_waits_in_line_loses_patience_as_well() -> None:
+    layer = limited(Rule({"requests": 10, "window": 4, "burst": 1}, max_delay=0.6))
+    responses = await asyncio.gather(*(request(layer) for _ in range(5)))
+    assert sorted(response.status for response in responses) == [200, 200, 429, 429, 429]
+
+
+async def test_who_leaves_the_line_lets_the_next_one_ask() -> None:
+    layer = limited(Rule({"requests": 100, "window": 10, "burst": 1}, max_delay=5))
+    await request(layer)
+    first, second = [asyncio.create_task(request(layer)) for _ in range(2)]
+    await until(lambda: layer.limiter._delayed == 2)
+    first.cancel()
+    assert (await second).status == 200
+
+
 async def test_a_rule_that_has_no_time_to_wait_for_is_not_waited_for() -> None:
     rule = Rule({"requests": 20, "window": 1, "burst": 1}, max_delay=0.5)
     layer = limited(rule, default="2/minute")
