@@ -5,6 +5,7 @@ cannot be sure that he would have, reads the set before he answers from the stor
 """
 
 import asyncio
+import contextlib
 from importlib.resources import files
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from asgi_enhance.redis import RedisManager, Subscription
 FAILURES: Final = (RedisUnavailable, RedisError)
 MAX_PURGES: Final = 10_000
 MAX_OWED: Final = 10_000
+RETRY: Final = 1.0
+"""Seconds between attempts to tell what could not be told."""
 FENCE: Final = 600_000
 """Milliseconds for which a write keeps out responses that were asked for before it."""
 
@@ -63,16 +66,26 @@ class News:
 
     async def catch_up(self, ear: Subscription, reading: asyncio.Lock) -> None:
         """Tell what could not be told, hear what was not heard."""
-        while self._owed:
-            news = next(iter(self._owed))
-            await self._say(news)
-            self._owed.pop(news, None)
+        await self._pay()
         if self.behind or not ear.is_ready:
             async with reading:  # nobody goes on before it is known, whoever reads it
                 if self.behind or not ear.is_ready:
                     happened = self._happened
                     await self._read()
                     self._heard = happened
+
+    async def settle(self) -> None:
+        """Tell what could not be told, also for a process that asks nothing more."""
+        while self._owed:
+            await asyncio.sleep(RETRY)
+            with contextlib.suppress(*FAILURES):
+                await self._pay()
+
+    async def _pay(self) -> None:
+        while self._owed:
+            news = next(iter(self._owed))
+            await self._say(news)
+            self._owed.pop(news, None)
 
     async def _say(self, news: str | Fact) -> None:
         if isinstance(news, Fact):

@@ -45,6 +45,7 @@ class RedisRunning(Running):
         self.purges = purges
         self.released = released
         self.catching_up = asyncio.Lock()
+        self.settling: asyncio.Task[None] | None = None
 
 
 @checked
@@ -283,6 +284,9 @@ class RedisCache(Cache[RedisRunning]):
     async def _tell(self, news: str | Fact) -> None:
         if not await self._news.tell(news):
             self.stats.store_errors += 1
+            running = self.opened() or await self.started()
+            if running.settling is None or running.settling.done():
+                running.settling = running.tasks.spawn(self._news.settle(), name="asgi_enhance.cache.settle")
 
     async def _catch_up(self) -> None:
         """Whatever fails here makes the lookup a miss."""

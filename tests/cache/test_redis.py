@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from asgi_enhance.cache import CacheMiddleware, RedisCache, TieredCache
+from asgi_enhance.cache import CacheMiddleware, RedisCache, TieredCache, news
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.request import Request, digest
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import http_scope, request
+from asgi_enhance.testing.servers import RedisServer
 from tests.cache.origin import Answer, Clock, Origin, until
 
 FRESH = "Cache-Control: max-age=60"
@@ -74,3 +75,27 @@ async def test_what_changes_while_it_is_read_is_not_copied(
         monkeypatch.setattr(RedisCache, "_find", find)
         await cache.lookup(Request(http_scope("/")))
         assert cache.peek(Request(http_scope("/"))) is not None
+
+
+@pytest.mark.parametrize("how", ["purge", "write"])
+async def test_what_redis_could_not_be_told_is_told_by_a_process_that_asks_nothing_more(
+    private_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(news, "RETRY", 0.01)
+    origin = Origin(Answer(FRESH))
+    async with (
+        RedisCache(RedisManager(private_redis.url)) as reader,
+        RedisCache(RedisManager(private_redis.url, command_timeout=0.05)) as writer,
+    ):
+        layer = CacheMiddleware(origin, cache=reader)
+        await request(layer, "/")
+        private_redis.pause()
+        if how == "purge":
+            await writer.purge(everything=True)
+        else:
+            await request(CacheMiddleware(Origin(Answer()), cache=writer), "/", method="POST")
+        private_redis.resume()
+        await until(lambda: not writer._news._owed)
+        await until(lambda: how == "write" or reader._news.behind)
+        await request(layer, "/")
+        assert origin.calls == 2
