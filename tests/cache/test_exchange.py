@@ -120,14 +120,16 @@ async def test_only_a_200_to_head_says_something_of_what_is_stored(cache: Cache[
     assert origin.sent("if-none-match") == '"a"'
 
 
-async def test_a_rule_does_not_make_anybody_wait_for_events(cache: Cache[Any]) -> None:
+@pytest.mark.parametrize("also", [{}, {"stale_while_revalidate": 30}, {"stale_if_error": 30}])
+@pytest.mark.parametrize("line", ["X: y", 'ETag: "a"'])
+async def test_a_rule_does_not_make_anybody_wait_for_events(cache: Cache[Any], also: Any, line: str) -> None:
     async def events(scope: Scope, receive: Receive, send: Send) -> None:
-        headers = fields("Content-Type: text/event-stream; charset=utf-8")
+        headers = fields(["Content-Type: text/event-stream; charset=utf-8", line])
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
         await asyncio.Event().wait()
 
-    layer = CacheMiddleware(events, cache=cache, rules=[CacheRule("*", ttl=60)])
+    layer = CacheMiddleware(events, cache=cache, rules=[CacheRule("*", ttl=60, **also)])
     one, two = (Driver(layer, http_scope("/"), [{"type": "http.request"}]) for _ in range(2))
     async with one, two, asyncio.timeout(2):
         assert (await one.next())["type"] == "http.response.start"

@@ -67,9 +67,11 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     if lifetime is None:
         if request.method == "POST":
             return "no-explicit-freshness"  # RFC 9110 9.3.3; no rule can know what was posted
+        if _is_event_stream(index):
+            return "no-freshness"
         if status in options.negative_ttl:
             lifetime, explicit = options.negative_ttl[status], True
-        elif rule is not None and rule.ttl is not None and status in rule.statuses and not _is_event_stream(index):
+        elif rule is not None and rule.ttl is not None and status in rule.statuses:
             lifetime, explicit = rule.ttl, True
         else:
             last_modified = fields.http_date(modified[0], now) if modified else None
@@ -221,7 +223,7 @@ def _vary(index: Index, rule: CacheRule | None) -> vary.VaryNames | None:
 
 
 def _is_event_stream(index: Index) -> bool:
-    """What is told as it happens is old when it is whole; nobody shall wait for that because a rule covers its path."""
+    """What is told as it happens is old when it is whole; nobody shall wait for that unless the app says so."""
     return any(kind.lower().startswith(b"text/event-stream") for kind in index.get(b"content-type", ()))
 
 
