@@ -186,7 +186,9 @@ class RateLimiter(Resource[Any]):
             raise RateLimitError(f"cost must be a whole number from 1 to {MAX_LIMIT}, not {cost!r}")
         identity = spell(client_id)
         found = self._quotas.get(endpoint_type) or self._quotas["default"]
-        return tuple(Demand(quota, identity, cost) for quota in found)
+        if len(found) == 1:
+            return (Demand(found[0], identity, cost),)
+        return tuple([Demand(quota, identity, cost) for quota in found])
 
     # What the layer calls, with demands of its own.
 

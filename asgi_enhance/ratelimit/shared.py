@@ -197,6 +197,8 @@ class RedisStore:
                     for future, decision in zip(group, answers, strict=True):
                         if not future.done():
                             future.set_result(decision)
+                    if answers[-1].allowed:  # else whoever asks again is refused without a call
+                        await asyncio.sleep(0)  # who asks again at once goes with the next call
         finally:
             del self._lanes[demands]
             for future in [*group, *lane.waiting]:

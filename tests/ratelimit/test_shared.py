@@ -26,6 +26,28 @@ async def test_many_at_once_leave_in_few_calls_and_each_is_told_its_own_rest(lim
     assert limiter.stats.calls == 2
 
 
+async def in_turn(limiter: RateLimiter, tasks: int, times: int) -> None:
+    async def task() -> None:
+        for _ in range(times):
+            await limiter.hit("a")
+
+    await asyncio.gather(*(task() for _ in range(tasks)))
+
+
+async def test_who_asks_again_at_once_goes_with_the_next_call(limiter_on: Limiters) -> None:
+    limiter = limiter_on("1000/minute")
+    await in_turn(limiter, tasks=20, times=5)
+    assert limiter.stats.allowed == 100
+    assert limiter.stats.calls <= 7  # one for the first, and one a round
+
+
+async def test_who_asks_again_at_once_after_a_refusal_makes_no_call(limiter_on: Limiters) -> None:
+    limiter = limiter_on("5/minute")
+    await in_turn(limiter, tasks=20, times=5)
+    assert limiter.stats.allowed == 5
+    assert limiter.stats.calls == 2
+
+
 async def test_a_group_is_admitted_in_the_order_it_came(limiter_on: Limiters) -> None:
     limiter = limiter_on("5/minute")
     allowed = [decision.allowed for decision in await asyncio.gather(*(limiter.hit("b") for _ in range(9)))]
