@@ -1,4 +1,4 @@
-"""One connection that all commands of an event loop share: one write for all commands of a loop turn.
+"""One connection that all commands of an event loop share: one write for all commands of a loop turn, up to `BATCH`.
 
 Redis answers in the order it was asked, so the futures of the commands wait in a queue and each reply belongs to
 its head. A caller that is cancelled leaves its (cancelled) future in the queue: its reply is taken and thrown away, and
@@ -31,6 +31,10 @@ _REFUSALS = frozenset({"NOAUTH", "NOPERM", "OOM", "MISCONF", "NOREPLICAS"})
 
 # What a server that wants a password first says to a long command, which it does not even read.
 _UNREAD = "Protocol error: unauthenticated"
+
+
+BATCH = 32
+"""So many commands go out before the turn ends: the server works on them while the program makes the others."""
 
 
 class ConnectionLost(RedisUnavailable):
@@ -85,12 +89,14 @@ class Pipeline(asyncio.Protocol):
         self._granted = 0  # of these, woken and not yet back
 
     def send(self, command: bytes) -> asyncio.Future[Any]:
-        """Queue one packed command for the write at the end of this loop turn."""
+        """Queue one packed command for the write at the end of this loop turn, or of the batch."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting.append(future)
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(command)
+        if len(self._unsent) >= BATCH:
+            self._flush()
         if len(self._waiting) + self._granted >= self._max_in_flight:
             self.full = True
         return future

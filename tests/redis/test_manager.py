@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from asgi_enhance.errors import ConfigError, RedisUnavailable
 from asgi_enhance.redis import RedisManager
+from asgi_enhance.redis.pipeline import BATCH
 from asgi_enhance.testing.servers import RedisServer, wait_until
 from tests.redis.helpers import patient
 
@@ -42,9 +43,17 @@ async def test_what_is_not_an_argument_is_refused_before_anything_is_sent(redis:
 async def test_commands_of_one_loop_turn_go_out_in_one_write(redis: RedisManager) -> None:
     await redis.ping()
     before = redis.stats.writes
-    replies = await asyncio.gather(*(redis.execute("INCR", redis.key("n")) for _ in range(100)))
-    assert replies == list(range(1, 101))
+    replies = await asyncio.gather(*(redis.execute("INCR", redis.key("n")) for _ in range(BATCH - 1)))
+    assert replies == list(range(1, BATCH))
     assert redis.stats.writes == before + 1
+
+
+async def test_many_commands_of_one_loop_turn_go_out_in_batches(redis: RedisManager) -> None:
+    await redis.ping()
+    before = redis.stats.writes
+    replies = await asyncio.gather(*(redis.execute("INCR", redis.key("n")) for _ in range(3 * BATCH + 1)))
+    assert replies == list(range(1, 3 * BATCH + 2))
+    assert redis.stats.writes == before + 4
 
 
 async def test_a_batch_does_not_wait_for_the_replies_of_the_one_before(redis: RedisManager) -> None:
