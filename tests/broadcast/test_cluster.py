@@ -40,8 +40,9 @@ async def test_groups_with_and_without_history_and_clients_are_reached_on_all_no
             await there.broadcast_to_group(f"plain-{group}", group)
             assert await ann.receive_json() == group
         assert await there.send_to_client("ann", "direct")
-        await there.broadcast_all("all")
-        assert [await ann.receive_json(), await ann.receive_json()] == ["direct", "all"]
+        assert await ann.receive_json() == "direct"
+        await there.broadcast_all("all")  # another channel, maybe on another node: in no order with the one before
+        assert await ann.receive_json() == "all"
         assert await there.presence("room-0") == ["ann"]
     used = [node for node in cluster.nodes if node.call("DBSIZE")]
     assert len(used) == 3
