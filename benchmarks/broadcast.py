@@ -2,13 +2,14 @@
 
     python -m benchmarks.broadcast [--quick] [--redis] [--only NAME …]
 
-Each way is an app under uvicorn (uvloop, no compression) in a process of its own; the subscribers are raw sockets in
-this one. Bursts are 60 messages back to back, paced is 8 messages a second. CPU is the server's; latency is from just
-before publishing to the subscriber's read. In each round all ways have new processes, since two of the same way may
-differ by a tenth for as long as they live, and take three turns one after the other, so that what else runs meets all
-alike; the table has medians of the turns, and of their ratios to the minimal loop. With `--redis`, messages are
-published by a second process of the same app and reach the subscribers' process through Redis; the minimal loop stays
-without.
+Each way is an app under uvicorn (uvloop, no compression) in a process of its own on one core; the subscribers are raw
+sockets in this one, on another core. Paced is 8 messages a second, bursts are 60 messages back to back. CPU is the
+server's; latency is from just before publishing to the subscriber's read. In each round all ways have new processes,
+since two of the same way may differ by a tenth for as long as they live, and take many short turns one after the other,
+so that what else runs meets all alike; the table has medians of the turns, and of their ratios to the minimal loop.
+All paced turns come before all bursts: for two seconds after a burst that was written socket by socket a send costs a
+tenth more, by whatever loop it is made. With `--redis`, messages are published by a second process of the same app and
+reach the subscribers' process through Redis; the minimal loop stays without.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from asgi_enhance.asgi.types import ASGIApp, Receive, Scope, Send
 from benchmarks.harness import Table, progress, show
 
 GROUP = "group"
+CORES = sorted(os.sched_getaffinity(0))
 Publish = Callable[[str], Awaitable[object]]
 
 
@@ -204,11 +206,11 @@ WAYS = {
 # -- the server process
 
 
-def serve(name: str, port: int, redis: str | None, cpu: int) -> None:
+def serve(name: str, port: int, redis: str | None, core: int) -> None:
     """One way under uvicorn, with a second way in: HTTP to have it publish, and to ask what it has used."""
     import uvicorn
 
-    pin(cpu)
+    pin(core)
     app, publish = WAYS[name](redis)
 
     async def with_control(scope: Scope, receive: Receive, send: Send) -> None:
@@ -248,17 +250,21 @@ def serve(name: str, port: int, redis: str | None, cpu: int) -> None:
     )
 
 
-def pin(cpu: int) -> None:
-    available = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {available[cpu % len(available)]})
+def core(number: int) -> int:
+    """One of the cores this program was given, before it took one of them."""
+    return CORES[number % len(CORES)]
+
+
+def pin(core: int) -> None:
+    os.sched_setaffinity(0, {core})
 
 
 @contextlib.contextmanager
-def server(name: str, redis: str | None, cpu: int = 0) -> Any:
+def server(name: str, redis: str | None, core: int) -> Any:
     from asgi_enhance.testing.live import free_port
 
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.broadcast", "--serve", name, "--port", str(port), "--cpu", str(cpu)]
+    command = [sys.executable, "-m", "benchmarks.broadcast", "--serve", name, "--port", str(port), "--core", str(core)]
     process = subprocess.Popen([*command, *(["--redis-url", redis] if redis else [])])
     try:
         for _ in range(400):
@@ -387,31 +393,35 @@ class Way:
     p99: list[float] = field(default_factory=list)
     lost: int = 0
 
-    async def turn(self, paced: int) -> None:
-        count = len(self.clients)
-        cpu, lost = await publish(self.port, self.publisher, self.clients, 60, 0)
-        self.burst.append((60 * count - lost) / cpu)
-        self.lost += lost
+    async def paced_turn(self) -> None:
         self.latencies.clear()
-        cpu, lost = await publish(self.port, self.publisher, self.clients, paced, 0.125)
-        self.paced.append(cpu / (paced * count - lost) * 1e6)
-        self.lost += lost
+        cpu, delivered = await self._publish(8, 0.125)
+        self.paced.append(cpu / delivered * 1e6)
         self.p50.append(median(self.latencies) * 1e3)
         self.p99.append(quantiles(self.latencies, n=100)[98] * 1e3)
+
+    async def burst_turn(self) -> None:
+        cpu, delivered = await self._publish(60, 0)
+        self.burst.append(delivered / cpu)
+
+    async def _publish(self, messages: int, interval: float) -> tuple[float, int]:
+        cpu, lost = await publish(self.port, self.publisher, self.clients, messages, interval)
+        self.lost += lost
+        return cpu, messages * len(self.clients) - lost
 
 
 @contextlib.asynccontextmanager
 async def way(name: str, redis: str | None, count: int) -> AsyncIterator[Way]:
     redis = None if name == "minimal loop" else redis
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(server(name, redis))
-        publisher = stack.enter_context(server(name, redis, cpu=1)) if redis else port
+        port = stack.enter_context(server(name, redis, core(0)))
+        publisher = stack.enter_context(server(name, redis, core(1))) if redis else port
         latencies: list[float] = []
         before = ask(port, "/memory")
         async with subscribers(port, count, name == "python-socketio", latencies) as clients:
             idle = await asyncio.to_thread(ask, port, "/memory")
             memory = (idle["memory"] - before["memory"]) / count / 1024
-            await publish(port, publisher, clients, 5, 0)  # warm
+            await publish(port, publisher, clients, 8, 0.125)  # warm
             yield Way(port, publisher, latencies, clients, memory)
 
 
@@ -435,8 +445,8 @@ async def publish(
 
 
 async def main(arguments: argparse.Namespace) -> None:
-    pin(1)
-    count, paced, turns, rounds = (200, 8, 1, 1) if arguments.quick else (1000, 16, 3, arguments.rounds)
+    pin(core(1))
+    count, paced, bursts, rounds = (200, 1, 1, 1) if arguments.quick else (1000, 8, 3, arguments.rounds)
     names = ["minimal loop", *(name for name in (arguments.only or WAYS) if name != "minimal loop")]
     async with contextlib.AsyncExitStack() as stack:
         redis = None
@@ -449,9 +459,12 @@ async def main(arguments: argparse.Namespace) -> None:
             async with contextlib.AsyncExitStack() as processes:
                 for name in names:
                     runs[name].append(await processes.enter_async_context(way(name, redis, count)))
-                for name in names * turns:
+                for name in names * paced:
                     progress(name, number, rounds)
-                    await runs[name][-1].turn(paced)
+                    await runs[name][-1].paced_turn()
+                for name in names * bursts:
+                    progress(name, number, rounds)
+                    await runs[name][-1].burst_turn()
         ways = {name: together(found) for name, found in runs.items()}
         show(table(ways, f"{count} subscribers, 64 bytes, {'through Redis' if redis else 'in memory'}"))
 
@@ -511,11 +524,11 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", choices=WAYS)
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--cpu", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--redis-url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.port, options.redis_url, options.cpu)
+        serve(options.serve, options.port, options.redis_url, options.core)
     else:
         with asyncio.Runner(loop_factory=importlib.import_module("uvloop").new_event_loop) as runner:
             runner.run(main(options))
