@@ -11,7 +11,7 @@ from asgi_enhance.asgi.types import Message
 from asgi_enhance.cache.call import Call
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Outcome
-from asgi_enhance.cache.lead import Lead
+from asgi_enhance.cache.lead import LEADING, Lead
 from asgi_enhance.cache.policy import conditional, invalidation, reuse
 from asgi_enhance.cache.policy.reuse import Use
 from asgi_enhance.cache.valuecache import Claim
@@ -70,6 +70,8 @@ class Exchange(Call):
         request, cache = self._request, self._cache
         give_up = time.monotonic() + cache.collapse_timeout
         for _ in range(MAX_FLIGHTS):
+            if name in LEADING.get():
+                break
             flight = cache.flights.find(name)
             if flight is None:
                 if self._may_lead():
@@ -104,6 +106,8 @@ class Exchange(Call):
         self._leads = lead = Lead(cache, name)
         received = self._entry.received if self._entry is not None else None
         claim = Claim.PASS
+        led = LEADING.get()
+        LEADING.set((*led, name))
         try:
             while cache.remote and (claim := await cache.claim(name, give_up)) is Claim.AGAIN:
                 if not insist:
@@ -115,6 +119,7 @@ class Exchange(Call):
             lead.granted = claim is Claim.GRANTED
             await self.forward()
         finally:
+            LEADING.set(led)
             lead.end()
             if lead.release is not None:
                 await asyncio.wait((lead.release,))

@@ -6,11 +6,15 @@ byte: a stream that is not for sharing holds nobody up, and nobody who comes lat
 
 import asyncio
 from collections.abc import Hashable
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 from asgi_enhance.cache.core import Cache
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.flights import Flight, Outcome
+
+LEADING: Final[ContextVar[tuple[Hashable, ...]]] = ContextVar("asgi_enhance.cache.leading", default=())
+"""What is being fetched by whom we are called: a cache further in, on the same store, would wait for itself."""
 
 
 class Lead:

@@ -118,6 +118,20 @@ async def test_nobody_waits_longer_than_he_should(clock: Clock) -> None:
     assert origin.calls == 3
 
 
+async def test_a_cache_inside_another_on_the_same_store_does_not_wait_for_itself(
+    cache: Cache[Any], clock: Clock
+) -> None:
+    """As one round an app and one round what is mounted in it, or in two services in one process."""
+    origin = Origin(Answer(FRESH, 'ETag: "a"', body=b"body"), Answer(FRESH, status=304))
+    same = RedisCache(cache.manager, clock=clock) if isinstance(cache, RedisCache) else cache
+    outer = CacheMiddleware(CacheMiddleware(origin, cache=cache), cache=same)
+    async with same, asyncio.timeout(cache.collapse_timeout / 2):
+        assert (await request(outer, "/")).body == b"body"
+        clock.step(61)
+        assert [(await request(outer, "/")).body for _ in range(2)] == [b"body"] * 2
+    assert origin.calls == 2
+
+
 async def test_collapsing_can_be_switched_off(cache: Cache[Any]) -> None:
     origin = Origin(Answer(FRESH))
     await at_once(CacheMiddleware(origin, cache=cache, collapse=False), origin, [], [], calls=2)
