@@ -9,13 +9,17 @@ from starlette.responses import Response
 from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_enhance.errors import EnhanceError
 
+CLIENT_GONE = 499
+"""nginx's status for a client that left before it was answered; metrics call it so, too."""
+
 
 async def response_of(app: ASGIApp, request: Request) -> Response:
     """Call `app` with the request; its response as soon as it has started.
 
     Status and headers are there to be read and changed; the body passes as the app makes it once the response is
     sent. The app's exception is raised here before the start, and by the response after it. A response that is
-    never sent cancels the app when it is collected.
+    never sent cancels the app when it is collected. An app that says nothing to a client that has left is taken to
+    have said 499: nobody has failed.
     """
     exchange = _Exchange(app, request.scope, receive_of(request))
     task = asyncio.create_task(exchange.run(), name=f"response to {request.method} {request.scope['path']}")
@@ -25,7 +29,7 @@ async def response_of(app: ASGIApp, request: Request) -> Response:
         task.cancel()
         await asyncio.wait([task])
         raise
-    return _AppResponse(exchange, task, start)
+    return _AppResponse(exchange, task, start) if start is not None else Response(status_code=CLIENT_GONE)
 
 
 class _Exchange:
@@ -35,22 +39,30 @@ class _Exchange:
         self._app = app
         self._scope = scope
         self._receive = receive
+        self._gone = False
         self._send: asyncio.Future[Send] = asyncio.get_running_loop().create_future()
         self._before: list[Message] = []  # early hints and the like
-        self.started: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self.started: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         try:
-            await self._app(self._scope, self._receive, self.send)
+            await self._app(self._scope, self.receive, self.send)
         except Exception as error:
             if self.started.done():
                 raise
             self.started.set_exception(error)
         else:
-            if not self.started.done():
+            if not self.started.done() and self._gone:
+                self.started.set_result(None)
+            elif not self.started.done():
                 self.started.set_exception(RuntimeError("the app returned without a response"))
         finally:
             self.started.cancel()  # if nothing has come of it, nobody may go on waiting
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._gone = message["type"] == "http.disconnect"
+        return message
 
     async def send(self, message: Message) -> None:
         if self.started.done():

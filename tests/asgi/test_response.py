@@ -100,6 +100,17 @@ async def test_an_app_without_an_answer_is_an_error() -> None:
         await response_of(silent, Request(http_scope()))
 
 
+async def test_an_app_without_an_answer_to_a_client_that_has_left_is_no_error() -> None:
+    async def waits_for_the_end(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with Driver(handler_for(waits_for_the_end), http_scope("/")) as server:
+        server.feed({"type": "http.disconnect"})
+        assert (await server.next())["status"] == 499
+        await server.ended()
+
+
 async def test_an_error_after_the_start_is_raised_by_the_response() -> None:
     async def fails(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200})
