@@ -31,6 +31,9 @@ from asgi_enhance.settings import Settings
 COUNTED = "asgi_enhance.counted"
 """Scope key: the collector that counts this request already, so that nobody counts it twice."""
 
+WRAPPED = "asgi_enhance.wrapped"
+"""Scope key: the `EnhancedAPI` whose layers this request has been through, so that none is asked twice."""
+
 
 @checked
 class EnhancedAPI(Resource["EnhancedAPI"]):
@@ -71,7 +74,8 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
         )
         self.needs = (*self._cores().values(), self.metrics_collector)
         self._client = ClientAddress(self.settings.trusted_proxies)
-        self._gateway = self._limit(CacheMiddleware(LoadBalanceApp(balancer=self.load_balancer), cache=self.cache), ())
+        self._backends = LoadBalanceApp(balancer=self.load_balancer)
+        self._gateway = self._limit(CacheMiddleware(self._backends, cache=self.cache), ())
         self._counted_gateway = MetricsMiddleware(self._gateway, collector=self.metrics_collector, path=None)
 
     def _cores(self) -> dict[str, Any]:
@@ -97,7 +101,13 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
         await self.aclose()
 
     async def handle_request(self, request: Request) -> Response:
-        """A request's way through rate limit, cache and balancer, counted: the response, whose body streams."""
+        """A request's way through rate limit, cache and balancer, counted: the response, whose body streams.
+
+        What `wrap` has done for the request already is not done again. If the client leaves before there is a
+        response it is an empty 499, as nginx calls it, for nobody to see.
+        """
+        if request.scope.get(WRAPPED) is self:
+            return await response_of(self._backends, request)
         counted = request.scope.get(COUNTED) is self.metrics_collector
         return await response_of(self._gateway if counted else self._counted_gateway, request)
 
@@ -143,10 +153,11 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
         if websocket_path is not None or sse_path is not None:
             app = BroadcastRouter(app, processor=self.stream_processor, path=websocket_path, sse_path=sse_path)
         app = self._limit(app, rules)
-        app = EnhancedAPIMiddleware(
+        outermost = EnhancedAPIMiddleware(
             app, metrics_collector=self.metrics_collector, path=metrics_path, dashboard=dashboard
         )
-        return Lifespan(app, self)
+        outermost.marks[WRAPPED] = self
+        return Lifespan(outermost, self)
 
     def _limit(self, app: ASGIApp, rules: Sequence[Rule]) -> ASGIApp:
         return RateLimitMiddleware(app, rules, limiter=self.rate_limiter, client=self._client)
@@ -176,8 +187,10 @@ class EnhancedAPIMiddleware(MetricsMiddleware):
         dashboard: bool = False,
     ) -> None:
         super().__init__(app, collector=metrics_collector, path=path, dashboard=dashboard)
+        self.marks: dict[str, Any] = {COUNTED: self.collector}
+        """What goes into each scope."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope = {**scope, COUNTED: self.collector}
+            scope = {**scope, **self.marks}
         await super().__call__(scope, receive, send)

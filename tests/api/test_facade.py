@@ -1,5 +1,7 @@
 """The facade as a part of somebody's program."""
 
+import asyncio
+
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -50,6 +52,21 @@ async def test_the_snapshot_has_all_that_the_parts_count(inner: Starlette) -> No
         assert metrics["backend"]["http://127.0.0.1:1"]["state"] == "up"
         assert metrics["broadcast"]["connections"] == 0
         assert {"p50", "p95", "p99"} <= set(metrics["latency"]["start"])
+
+
+async def test_a_handler_inside_wrap_that_asks_the_backends_is_limited_cached_and_counted_once(
+    backend_url: str,
+) -> None:
+    api = EnhancedAPI(settings=Settings(backends=(backend_url,), rate_limit=3))
+    app = api.wrap(Starlette(routes=[Route("/{path:path}", api.handle_request)]))
+    async with Lifetime(app), asyncio.timeout(api.cache.collapse_timeout / 2):
+        for left in (2, 1, 0):
+            answer = await request(app, f"/{left}")
+            assert answer.json() == {"path": f"/{left}", "query": ""}
+            said = [value for name, value in answer.headers if name == b"ratelimit"]
+            assert [value.partition(b";t=")[0] for value in said] == [b'"default";r=%d' % left]
+        assert (await request(app, "/")).status == 429
+        assert api.get_metrics()["requests"]["total"] == 4
 
 
 async def test_the_websocket_path_is_the_apps_own_unless_it_is_given(inner: Starlette) -> None:
