@@ -92,8 +92,8 @@ class Cache(ValueCache[R], Generic[R]):
         """The entry for this request, if there is one anywhere."""
         return self.peek(request)
 
-    def knows(self, key: Key) -> bool:
-        """Whether some variant of this URL is known here."""
+    def knows(self, request: Request) -> bool:
+        """Whether some variant of what is asked for is known here."""
         raise NotImplementedError
 
     def flight_name(self, request: Request) -> Hashable:

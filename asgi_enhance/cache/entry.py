@@ -6,8 +6,9 @@ from typing import Final
 import msgspec
 
 from asgi_enhance.asgi.types import Headers
+from asgi_enhance.cache.policy.vary import VaryNames, VaryValues
 
-VERSION: Final = 1
+VERSION: Final = 2
 _FRAME: Final = struct.Struct(">BII")  # version, length of the head, length of the body
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -34,8 +35,8 @@ class Entry(msgspec.Struct, array_like=True):
     no_cache: bool = False
     etag: bytes | None = None
     last_modified: bytes | None = None
-    vary: tuple[bytes, ...] = ()
-    vary_values: tuple[bytes | None, ...] = ()
+    vary: VaryNames = ()
+    vary_values: VaryValues = ()
     tags: tuple[str, ...] = ()
     render_time: float = 0.0
     no_vary_search: bytes = b""
@@ -77,12 +78,13 @@ class Entry(msgspec.Struct, array_like=True):
 
 
 def encode(entry: Entry) -> bytes:
-    head = _encoder.encode(msgspec.structs.replace(entry, body=b""))
+    """Without the values it was told apart by: among them may be credentials, and whoever finds it has them himself."""
+    head = _encoder.encode(msgspec.structs.replace(entry, body=b"", vary_values=()))
     return b"".join((_FRAME.pack(VERSION, len(head), len(entry.body)), head, entry.body))
 
 
-def decode(frame: bytes) -> Entry | None:
-    """The entry, or None if the frame is not one that this version wrote, whole."""
+def decode(frame: bytes, vary_values: VaryValues) -> Entry | None:
+    """The entry as it was found by these values, or None if the frame is not one that this version wrote, whole."""
     try:
         version, head, body = _FRAME.unpack_from(frame)
         if version != VERSION or len(frame) != _FRAME.size + head + body:
@@ -91,6 +93,7 @@ def decode(frame: bytes) -> Entry | None:
     except (struct.error, msgspec.DecodeError):
         return None
     entry.body = frame[_FRAME.size + head :]
+    entry.vary_values = vary_values
     return entry
 
 

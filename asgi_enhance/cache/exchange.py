@@ -41,7 +41,7 @@ class Exchange(Call):
         self._entry = entry
         if entry is not None:
             self._why = "stale" if entry.purged or self._cache.clock() >= entry.fresh_until else "request"
-        elif self._cache.knows(request.key):
+        elif self._cache.knows(request):
             self._why = "vary-miss"
         if layer.collapse and not self._cache.passes(name := self._cache.flight_name(request)):
             await self._ask(name)

@@ -14,40 +14,42 @@ from asgi_enhance.cache.core import Cache, Fetch, Shelf
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.policy.purges import Fact, Purges, Verdict
 from asgi_enhance.cache.policy.vary import VaryNames, VaryValues
-from asgi_enhance.cache.request import Key, Partition, Request
+from asgi_enhance.cache.request import Key, Place, Request
 from asgi_enhance.cache.valuecache import Running
 from asgi_enhance.cache.values import Value
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked
 
-Variant = tuple[Partition, VaryNames, VaryValues]
-PLAIN: Final[Variant] = ((), (), ())
+Variant = tuple[VaryNames, VaryValues]
+PLAIN: Final[Variant] = ((), ())
 EMPTY: Final = Shelf()
+URL: Final = 5
+"""How much of a place is the URL."""
 SWEEP: Final = 2
 """How many of the oldest are looked at on every write: what has expired goes before it is in the way."""
 
 
 class Slot(Shelf):
-    """All variants of one URL."""
+    """All variants of one URL; where users have their own, those of one user."""
 
     __slots__ = ("_uses", "entries", "kept_until", "size", "varies", "visited")
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, place: Place) -> None:
         super().__init__()
         self.entries: dict[Variant, Entry] = {}
         self.varies: tuple[VaryNames, ...] = ()
         """The Vary of its responses, the latest first: different ones may be in use at once."""
-        self._uses: dict[VaryNames, int] = {}  # by how many entries: there may be thousands, a few for each user
+        self._uses: dict[VaryNames, int] = {}  # by how many entries: there may be thousands
         self.kept_until = 0.0
         """When the last of all that were kept here will have expired, even if that one has gone before."""
-        self.size = _size_of(key)
+        self.size = _size_of(place)
         self.visited = False
 
     def select(self, request: Request) -> Entry | None:
         """RFC 9111 4.1: of those that match, the latest."""
         best: Entry | None = None
         for names in self.varies:
-            entry = self.entries.get((request.partition, names, request.variant(names)))
+            entry = self.entries.get((names, request.variant(names)))
             if entry is not None and (best is None or (entry.date, entry.received) > (best.date, best.received)):
                 best = entry
         return best
@@ -60,7 +62,7 @@ class Slot(Shelf):
         self.entries[variant] = entry
         self.size += size
         self.kept_until = max(self.kept_until, entry.kept_until)
-        names = variant[1]
+        names = variant[0]
         self._uses[names] = self._uses.get(names, 0) + 1
         self._settle((names, *self.varies))
 
@@ -70,7 +72,7 @@ class Slot(Shelf):
 
     def _drop(self, variant: Variant) -> None:
         self.size -= self.entries.pop(variant).size
-        self._uses[variant[1]] -= 1
+        self._uses[variant[0]] -= 1
 
     def _settle(self, varies: tuple[VaryNames, ...]) -> None:
         self.sent = (None, 0, [])
@@ -85,8 +87,8 @@ class MemoryCache(Cache[Running]):
     """A cache in the memory of this process. Not shared with other processes, and to be used from one thread.
 
     max_bytes:    how much it may hold, bodies, headers and keys, in bytes. Default 64 MiB.
-    max_entries:  how many URLs and values. Default 100 000.
-    max_variants: how many variants of one URL; the oldest goes when there are more. Default 64.
+    max_entries:  how many URLs and values; where users have their own, each counts. Default 100 000.
+    max_variants: how many variants of one URL, for each user; the oldest goes when there are more. Default 64.
     ttl:          how long a value is kept unless `set` says otherwise, in seconds. Default 300.
     collapse_timeout: how long anybody waits for what somebody else fetches, in seconds. Default 10.
     hit_for_miss: how long nobody waits any more after an answer that was for one client only, in seconds. Default 10.
@@ -112,7 +114,8 @@ class MemoryCache(Cache[Running]):
         self.max_entries = max_entries
         self.max_variants = max_variants
         self.purges = Purges()
-        self._kept: OrderedDict[Key | str, Slot | _Box] = OrderedDict()
+        self._kept: OrderedDict[Place | str, Slot | _Box] = OrderedDict()
+        self._apart: dict[Place | str, set[Place]] = {}  # URL → where users have their own
         self._bytes = 0
 
     async def _start(self) -> Running:
@@ -132,12 +135,12 @@ class MemoryCache(Cache[Running]):
         return slot if entry is not None and entry.epoch == self.purges.number else None  # type: ignore[return-value]
 
     def peek(self, request: Request) -> Entry | None:
-        slot = self._kept.get(request.key)
+        slot = self._kept.get(request.place)
         if slot is None:
             return None
         assert type(slot) is Slot
         slot.visited = True
-        entry = slot.only if not request.partition else None
+        entry = slot.only
         if entry is None:
             entry = slot.select(request)
             if entry is None:
@@ -155,49 +158,51 @@ class MemoryCache(Cache[Running]):
         entry.epoch = self.purges.number
         return True
 
-    def knows(self, key: Key) -> bool:
-        return key in self._kept
+    def knows(self, request: Request) -> bool:
+        return request.place in self._kept
 
     def flight_name(self, request: Request) -> Hashable:
-        slot = self._kept.get(request.key)
-        if slot is None and not request.partition:
-            return request.key
+        place = request.place
+        slot = self._kept.get(place)
+        if slot is None:
+            return place
         names = slot.varies[0] if type(slot) is Slot and slot.varies else ()
-        return (request.key, request.partition, names, request.variant(names))
+        return (place, names, request.variant(names))
 
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         return self.put(request, entry)
 
     def put(self, request: Request, entry: Entry) -> bool:
-        size = entry.size
-        if size + _size_of(request.key) > self.max_bytes:
+        size, place = entry.size, request.place
+        if size + _size_of(place) > self.max_bytes:
             return False
-        slot = self._kept.get(request.key)
+        slot = self._kept.get(place)
         if slot is None:
-            slot = Slot(request.key)
+            slot = Slot(place)
+            if request.partition:
+                self._apart.setdefault(request.key, set()).add(place)
         else:
             assert type(slot) is Slot
             self._bytes -= slot.size
-        slot.put((request.partition, entry.vary, entry.vary_values), entry, size, self.max_variants)
+        slot.put((entry.vary, entry.vary_values), entry, size, self.max_variants)
         while slot.size > self.max_bytes:
             slot.remove(next(iter(slot.entries)))
-        self._admit(request.key, slot)
+        self._admit(place, slot)
         return True
 
     def remove(self, request: Request, entry: Entry) -> None:
-        slot = self._kept.get(request.key)
-        variant = (request.partition, entry.vary, entry.vary_values)
+        slot = self._kept.get(request.place)
+        variant = (entry.vary, entry.vary_values)
         if type(slot) is Slot and slot.entries.get(variant) is entry:
             self._bytes -= entry.size
             slot.remove(variant)
             if not slot.entries:
-                self._discard(request.key)
+                self._discard(request.place)
             self._gauge()
 
     async def _drop_keys(self, keys: Sequence[Key]) -> None:
         for key in keys:
-            self._discard(key)
-        self._gauge()
+            self.forget(key)
 
     async def _purge(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
@@ -205,16 +210,18 @@ class MemoryCache(Cache[Running]):
             if fact.kind == "all" and not fact.soft:
                 self.clear()
 
-    def holds(self, key: Key | str) -> bool:
-        return key in self._kept
+    def holds(self, key: Place | str) -> bool:
+        return key in self._kept or key in self._apart
 
-    def forget(self, key: Key | str) -> None:
-        """Let go of one URL or value."""
-        self._discard(key)
+    def forget(self, key: Place | str) -> None:
+        """Let go of one URL, with what each user has of it, of one user's own, or of one value."""
+        for place in (key, *self._apart.get(key, ())):
+            self._discard(place)
         self._gauge()
 
     def clear(self) -> None:
         self._kept.clear()
+        self._apart.clear()
         self._bytes = 0
         self._gauge()
 
@@ -254,7 +261,7 @@ class MemoryCache(Cache[Running]):
 
     # -- bounds ---------------------------------------------------------------------------------------------------
 
-    def _admit(self, key: Key | str, item: "Slot | _Box") -> None:
+    def _admit(self, key: Place | str, item: "Slot | _Box") -> None:
         self._kept[key] = item
         self._bytes += item.size
         self._sweep()
@@ -280,10 +287,14 @@ class MemoryCache(Cache[Running]):
                 return
             self._discard(key)
 
-    def _discard(self, key: Key | str) -> None:
+    def _discard(self, key: Place | str) -> None:
         item = self._kept.pop(key, None)
         if item is not None:
             self._bytes -= item.size
+            if self._apart and type(key) is tuple and (places := self._apart.get(key[:URL])) is not None:
+                places.discard(key)
+                if not places:
+                    del self._apart[key[:URL]]
 
     def _gauge(self) -> None:
         self.stats.entries = len(self._kept)
@@ -306,5 +317,5 @@ class _Box:
         return self.value.kept_until
 
 
-def _size_of(key: Key) -> int:
-    return sum(map(len, key))
+def _size_of(place: Place) -> int:
+    return sum(map(len, place))

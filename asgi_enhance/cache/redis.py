@@ -1,8 +1,9 @@
 """A cache in Redis: shared by processes and hosts, one round trip a hit.
 
 All variants of a URL are one hash, so one HMGET brings the variant that is wanted together with the list of Varys
-that says whether it was the right one to want and, should it be a miss, with the last write to the URL. Frames are
-bytes that this version wrote or they are nothing. Redis away or slow is a miss, at once: what could not be told to it
+that says whether it was the right one to want and, should it be a miss, with the last write to the URL. Where users
+have their own, each has such a hash beside the URL's, which counts while both are of one generation. Frames are bytes
+that this version wrote or they are nothing. Redis away or slow is a miss, at once: what could not be told to it
 meanwhile is told before it is believed again.
 """
 
@@ -23,7 +24,7 @@ from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.leases import Leases, lease_of
 from asgi_enhance.cache.news import FAILURES, News
 from asgi_enhance.cache.policy.purges import Fact, Verdict
-from asgi_enhance.cache.policy.vary import VaryNames
+from asgi_enhance.cache.policy.vary import VaryNames, VaryValues
 from asgi_enhance.cache.request import Key, Request, digest
 from asgi_enhance.cache.valuecache import Claim, Running
 from asgi_enhance.cache.values import Value
@@ -35,6 +36,7 @@ NO_FENCE: Final = b"0"
 PLAIN: Final = "-"
 """The field of the one variant of a URL whose responses do not vary."""
 NO_VARY: Final[tuple[VaryNames, ...]] = ((),)
+_PLAIN: Final[dict[str, VaryValues]] = {PLAIN: ()}
 
 
 class RedisRunning(Running):
@@ -54,7 +56,7 @@ class RedisCache(Cache[RedisRunning]):
 
     redis:        a RedisManager, or a URL. Default: the environment's REDIS_URL.
     redis_url:    the URL by another name.
-    max_variants: how many variants of one URL; the oldest goes when there are more. Default 64.
+    max_variants: how many variants of one URL, for each user; the oldest goes when there are more. Default 64.
     ttl:          how long a value is kept unless `set` says otherwise, in seconds. Default 300.
     collapse_timeout: how long anybody waits for what somebody else fetches, in seconds; a lease lasts one second
                   longer. Default 10.
@@ -90,9 +92,9 @@ class RedisCache(Cache[RedisRunning]):
         self._values = manager.key("cache", "v", "")
         self._varies: LRUCache[str, tuple[bytes | None, tuple[VaryNames, ...]]] = LRUCache(10_000)
         self._leases = Leases(manager, duration=collapse_timeout + 1)
-        self._store, self._keep = (
+        self._look, self._store, self._keep = (
             manager.script(files("asgi_enhance.cache").joinpath(f"{name}.lua").read_text())
-            for name in ("store", "keep")
+            for name in ("find", "store", "keep")
         )
 
     @property
@@ -139,27 +141,29 @@ class RedisCache(Cache[RedisRunning]):
             return None
 
     async def _find(self, request: Request) -> Entry | None:
-        name = digest(request.key)
-        key = self._key(name)
-        known, varies = self._varies.get(name, (None, NO_VARY))
+        place = self._place(request)
+        known, varies = self._varies.get(place, (None, NO_VARY))
+        wanted = _fields(request, varies)
         frames: list[bytes | None]
-        spoken, fence, *frames = await self.manager.execute(
-            "HMGET", key, "s", "f", *(self._field(request, names) for names in varies), idempotent=True
-        )
+        if request.partition:
+            keys = (self._key(digest(request.key)), place)
+            spoken, fence, *frames = await self._look(keys=keys, args=[*wanted], idempotent=True)
+        else:
+            spoken, fence, *frames = await self.manager.execute("HMGET", place, "s", "f", *wanted, idempotent=True)
         request.fence = fence or NO_FENCE
         if spoken != known:
-            varies = self._learn(name, spoken)
+            varies = self._learn(place, spoken)
             if varies != NO_VARY or any(frames):
-                fields = [self._field(request, names) for names in varies]
-                frames = await self.manager.execute("HMGET", key, *fields, idempotent=True)
+                wanted = _fields(request, varies)
+                frames = await self.manager.execute("HMGET", place, *wanted, idempotent=True)
         best: Entry | None = None
-        for names, frame in zip(varies, frames, strict=False):
+        for (field, told_apart_by), frame in zip(wanted.items(), frames, strict=False):
             if frame is None:
                 continue
-            entry = entries.decode(frame)
+            entry = entries.decode(frame, told_apart_by)
             if entry is None:
                 self.stats.corrupt += 1
-                await self.manager.execute("HDEL", key, self._field(request, names))
+                await self.manager.execute("HDEL", place, field)
             elif self._survives(request, entry) and (best is None or entry.date > best.date):
                 best = entry
         return best
@@ -184,8 +188,8 @@ class RedisCache(Cache[RedisRunning]):
         entry.purged = verdict is Verdict.SOFT
         return verdict is not Verdict.GONE
 
-    def _learn(self, name: str, spoken: bytes | None) -> tuple[VaryNames, ...]:
-        """The Varys in use for a URL, as Redis knows them."""
+    def _learn(self, place: str, spoken: bytes | None) -> tuple[VaryNames, ...]:
+        """The Varys in use there, as Redis knows them."""
         varies = NO_VARY
         if spoken is not None:
             try:
@@ -193,24 +197,24 @@ class RedisCache(Cache[RedisRunning]):
             except msgspec.DecodeError:
                 listed = []
             varies = tuple(tuple(line.encode().split(b",")) if line else () for line in listed) or NO_VARY
-        self._varies[name] = (spoken, varies)
+        self._varies[place] = (spoken, varies)
         return varies
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}{{{name}}}"
 
-    def _field(self, request: Request, names: VaryNames) -> str:
-        if not names and not request.partition:
-            return PLAIN
-        return digest((*request.partition, b"", *names, b"", *request.variant(names)))
+    def _place(self, request: Request) -> str:
+        """The key of the variants: the URL's own, or beside it that of one user, in the same slot of a cluster."""
+        key = self._key(digest(request.key))
+        return f"{key}:{digest(request.partition)}" if request.partition else key
 
-    def knows(self, key: Key) -> bool:
-        return any(self._varies.get(digest(key), (None, NO_VARY))[1])
+    def knows(self, request: Request) -> bool:
+        return any(self._varies.get(self._place(request), (None, NO_VARY))[1])
 
     def flight_name(self, request: Request) -> Hashable:
-        name = digest(request.key)
-        _, varies = self._varies.get(name, (None, NO_VARY))
-        return f"{self._key(name)}:{self._field(request, varies[0])}"
+        place = self._place(request)
+        _, varies = self._varies.get(place, (None, NO_VARY))
+        return f"{place}:{_field(varies[0], request.variant(varies[0]))}"
 
     def value_name(self, key: str) -> str:
         return self._value_key(key)
@@ -234,7 +238,6 @@ class RedisCache(Cache[RedisRunning]):
         milliseconds = int((entry.kept_until - self.clock()) * 1000)
         if milliseconds <= 0 or fetch.fence is None:  # nobody could tell whether it is written to meanwhile
             return False
-        name = digest(request.key)
         try:
             fence = fetch.fence
             if fetch.key != request.key:  # only now it is known whether its query makes a difference
@@ -246,10 +249,10 @@ class RedisCache(Cache[RedisRunning]):
                 said = (self._search_key(request.url), entry.no_vary_search, "PX", milliseconds)
                 await self.manager.execute("SET", *said, idempotent=True)
             kept = await self._store(
-                keys=[self._key(name)],
+                keys=[self._key(digest(request.key)), self._place(request)],
                 args=[
                     fence,
-                    self._field(request, entry.vary),
+                    _field(entry.vary, entry.vary_values),
                     entries.encode(entry),
                     milliseconds,
                     b",".join(entry.vary),
@@ -353,6 +356,19 @@ class RedisCache(Cache[RedisRunning]):
 
     def _value_key(self, key: str) -> str:
         return f"{self._values}{{{digest((key,))}}}"
+
+
+def _fields(request: Request, varies: tuple[VaryNames, ...]) -> dict[str, VaryValues]:
+    """Where the variant for this request may be, one for each Vary in use, and the values it is known by there."""
+    if varies == NO_VARY:
+        return _PLAIN
+    values_of = {names: request.variant(names) for names in varies}
+    return {_field(names, known_by): known_by for names, known_by in values_of.items()}
+
+
+def _field(names: VaryNames, values: VaryValues) -> str:
+    """Of the hash, for one variant."""
+    return digest((*names, b"", *values)) if names else PLAIN
 
 
 _varies = msgspec.msgpack.Decoder(list[str])  # Lua's msgpack knows only one kind of string

@@ -19,6 +19,9 @@ Key = tuple[bytes, str, bytes, bytes, bytes]
 Partition = tuple[bytes, ...]
 """What else tells apart the responses of one URL: fields the operator names, the user in a private cache."""
 
+Place = tuple[str | bytes, ...]
+"""A key and a partition: where the variants of one URL are kept, those of each user for himself."""
+
 WATCHED = frozenset(
     {
         b"cache-control",
@@ -84,6 +87,10 @@ class Request:
         )
         if partition_by:
             self.partition = _partition(self.headers, partition_by)
+
+    @property
+    def place(self) -> Place:
+        return self.key + self.partition
 
     @property
     def directives(self) -> Directives:

@@ -14,7 +14,7 @@ from asgi_enhance.cache.core import Fetch, Shelf
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.memory import MemoryCache
 from asgi_enhance.cache.redis import RedisCache, RedisRunning
-from asgi_enhance.cache.request import Key, Request, digest
+from asgi_enhance.cache.request import Key, Place, Request, digest
 from asgi_enhance.cache.tracking import Tracking
 from asgi_enhance.cache.values import Value
 from asgi_enhance.errors import ConfigError
@@ -58,7 +58,7 @@ class TieredCache(RedisCache):
         self.near.stats = self.stats
         self.near.purges = self.purges
         self._tracking: Tracking | None = None
-        self._copied: dict[str, Key | str] = {}  # Redis' name of a copy → the copy's own
+        self._copied: dict[str, Place | str] = {}  # Redis' name of a copy → the copy's own
         self._reading: dict[str, int] = {}  # Redis' name → how many are reading it now
         self._changed: set[str] = set()  # what has changed while it was being read
 
@@ -93,14 +93,17 @@ class TieredCache(RedisCache):
         return self.near.peek(request) if self.is_current else None
 
     async def _find(self, request: Request) -> Entry | None:
-        name = self._key(digest(request.key))
-        self._begin(name)
+        # A user's own goes with a write to the URL, and with one to itself
+        read = {self._key(digest(request.key)): request.key, self._place(request): request.place}
+        for name in read:
+            self._begin(name)
         try:
             entry = await super()._find(request)
         finally:
-            untouched = self._end(name)
+            untouched = all([self._end(name) for name in read])
         if entry is not None and untouched and self.near.put(request, entry):
-            self._note(name, request.key)
+            for name, place in read.items():
+                self._note(name, place)
         return entry
 
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
@@ -108,7 +111,7 @@ class TieredCache(RedisCache):
         try:
             return await super()._put(request, entry, fetch)
         finally:
-            self._outdate(self._key(digest(request.key)), request.key)
+            self._outdate(self._place(request), request.place)
 
     async def _drop_keys(self, keys: Sequence[Key]) -> None:
         try:
@@ -160,12 +163,12 @@ class TieredCache(RedisCache):
             self._changed.discard(name)
         return untouched
 
-    def _note(self, name: str, key: Key | str) -> None:
+    def _note(self, name: str, key: Place | str) -> None:
         self._copied[name] = key
         if len(self._copied) > SLACK * max(self.near.stats.entries, 1000):
             self._copied = {name: key for name, key in self._copied.items() if self.near.holds(key)}
 
-    def _outdate(self, name: str, key: Key | str) -> None:
+    def _outdate(self, name: str, key: Place | str) -> None:
         """Whoever wrote does not wait for Redis' word: not even what was read while it was written is believed."""
         if name in self._reading:
             self._changed.add(name)

@@ -51,7 +51,7 @@ class FlakyCache(MemoryCache):
     async def _put(self, request: Request, entry: Entry, fetch: Fetch) -> bool:
         if self.failing:
             return False
-        written = decode(encode(entry))
+        written = decode(encode(entry), entry.vary_values)
         assert written is not None
         assert written == entry
         return await super()._put(request, written, fetch)

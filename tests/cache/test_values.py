@@ -439,7 +439,7 @@ async def test_many_variants_of_one_url_make_no_store_dear() -> None:
     def stores(first: int, number: int) -> float:
         before = time.process_time()
         for user in range(first, first + number):
-            slot.put(((b"%d" % user,), (), ()), entry, entry.size, 10_000)
+            slot.put(((b"x",), (b"%d" % user,)), entry, entry.size, 10_000)
             assert slot.kept_until
         return time.process_time() - before
 
