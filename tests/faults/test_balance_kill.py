@@ -16,9 +16,10 @@ CLIENTS = 32
 @pytest.fixture
 def backends() -> Iterator[list[LiveServer]]:
     with ExitStack() as stack:
-        names = ("one", "two", "three")
+        options = ["--http", "tests.faults.one_write:OneWrite"]
         yield [
-            stack.enter_context(LiveServer("asgi_enhance.demo.backend:app", env={"DEMO_NAME": name})) for name in names
+            stack.enter_context(LiveServer("asgi_enhance.demo.backend:app", options=options, env={"DEMO_NAME": name}))
+            for name in ("one", "two", "three")
         ]
 
 

@@ -45,7 +45,8 @@ class Load:
 @pytest.fixture
 def backends() -> Iterator[list[LiveServer]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(LiveServer(f"{__name__}:app", options=["--lifespan", "off"])) for _ in range(3)]
+        options = ["--lifespan", "off", "--http", "tests.faults.one_write:OneWrite"]
+        yield [stack.enter_context(LiveServer(f"{__name__}:app", options=options)) for _ in range(3)]
 
 
 async def loaded(balancer: LoadBalancer, methods: list[bytes], stack: AsyncExitStack) -> Load:
