@@ -93,7 +93,10 @@ class Forwarding:
 
 @dataclass(slots=True)
 class RequestHead:
-    """The fields of one request as every backend gets them. `host` and the framing are apart."""
+    """The fields of one request as every backend gets them. `host`, `TE` and the framing are apart.
+
+    trailers: the client takes them (`TE: trailers`). How that is said to a backend depends on the version of HTTP.
+    """
 
     host: bytes
     fields: Headers
@@ -101,6 +104,7 @@ class RequestHead:
     has_body: bool
     expects_continue: bool
     max_forwards: int | None
+    trailers: bool = False
 
 
 class HeaderRules:
@@ -171,8 +175,7 @@ class HeaderRules:
             elif name == b"connection":
                 named.update(_tokens(value))
             elif name == b"te":
-                if b"trailers" in _tokens(value):
-                    fields.append((b"te", b"trailers"))
+                head.trailers = head.trailers or b"trailers" in _tokens(value)
             elif name == b"expect":
                 if value.strip().lower() != b"100-continue":
                     raise Rejected(417, "The only expectation that is supported is '100-continue'.")
@@ -193,8 +196,7 @@ class HeaderRules:
                 raise Rejected(400, "Content-Length and Transfer-Encoding exclude each other.")
             head.has_body = True
         if named:
-            te = (b"te", b"trailers")
-            head.fields = fields = [pair for pair in fields if pair[0] not in named or pair == te]
+            head.fields = fields = [pair for pair in fields if pair[0] not in named]
             for name in named:
                 said.pop(name, None)
             hints = [pair for pair in hints if pair[0] not in named]

@@ -114,9 +114,7 @@ async def _early_hint(send: Send, status: int, fields: Headers) -> None:
 
 def _wants_trailers(extensions: Container[str], exchange: Exchange, headers: Headers) -> bool:
     return (
-        "http.response.trailers" in extensions
-        and (b"te", b"trailers") in exchange.head.fields
-        and header(headers, b"content-length") is None
+        "http.response.trailers" in extensions and exchange.head.trailers and header(headers, b"content-length") is None
     )
 
 

@@ -363,9 +363,11 @@ async def test_a_transport_sends_target_and_fields_as_they_are_and_maps_its_erro
     async with ScriptedBackend() as backend, httpx2.AsyncHTTPTransport() as transport:
         app = LoadBalanceApp([Backend(backend.url, transport=transport)])
         async with serve(app, http=http) as port:
-            await ask(port, get(b"//e/a%2Fb;x?q=%zz", b"X-A: 1", b"X-A: caf\xe9"))
+            await ask(port, get(b"//e/a%2Fb;x?q=%zz", b"X-A: 1", b"X-A: caf\xe9", b"TE: trailers"))
             assert backend.last.target == b"//e/a%2Fb;x?q=%zz"
             assert backend.last.all(b"x-a") == [b"1", b"caf\xe9"]
+            assert backend.last.one(b"te") == b"trailers"
+            assert b"connection" not in backend.last.names()  # HTTP/2 must not have it
             assert b"user-agent" not in backend.last.names()
             body = b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
             await ask(port, get(b"/", b"Transfer-Encoding: chunked", method=b"POST", body=body))

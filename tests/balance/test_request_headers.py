@@ -65,8 +65,10 @@ async def test_20_a_client_cannot_name_away_what_the_proxy_says(http: str) -> No
     assert request.one(b"host") == b"front.example"
 
 
-async def test_21_only_te_trailers_passes(http: str) -> None:
-    assert (await seen(b"TE: gzip, trailers", b"Connection: TE", http=http)).one(b"te") == b"trailers"
+@pytest.mark.parametrize("more", [(b"Connection: TE",), (), (b"Content-Length: 0",)])
+async def test_21_only_te_trailers_passes_and_is_named_as_of_this_hop(http: str, more: tuple[bytes, ...]) -> None:
+    request = await seen(b"TE: gzip, trailers", *more, http=http)
+    assert (request.one(b"te"), request.one(b"connection")) == (b"trailers", b"te")
 
 
 async def test_22_duplicate_lines_keep_their_order(http: str) -> None:

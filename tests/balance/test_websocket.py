@@ -157,6 +157,13 @@ async def test_86_a_refusal_is_handed_on_with_its_status_and_body(ws: Protocols,
         assert both.app.balancer.in_flight == 0
 
 
+async def test_21_what_is_said_of_trailers_is_no_part_of_a_handshake(ws: Protocols) -> None:
+    async with between(wait, ws) as both, both.connect(additional_headers=[("TE", "trailers")]):
+        (handshake,) = both.handshakes
+        assert "TE" not in handshake.headers
+        assert handshake.headers.get_all("Connection") == ["Upgrade"]
+
+
 async def test_86_without_the_denial_extension_a_refusal_is_a_close() -> None:
     async def answer(wire: Wire) -> None:
         await wire.head()

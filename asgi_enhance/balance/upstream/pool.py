@@ -135,6 +135,10 @@ class Http1Upstream:
         else:
             framing = b"transfer-encoding: chunked\r\n"
             first = b"%x\r\n%b\r\n" % (len(first), first) if first else b""
+        lines = len(head.fields) + (4 if framing else 3)
+        if head.trailers:
+            framing += b"te: trailers\r\nconnection: te\r\n"  # a field of this hop is named (RFC 9110, 10.1.4)
+            lines += 2
         target = self._backend.target(exchange.path, exchange.query)
         data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n%b\r\n" % (
             exchange.method.encode("ascii"),
@@ -144,7 +148,6 @@ class Http1Upstream:
             framing,
         )
         # whatever server or middleware is in front: no line more than the ones that were meant
-        lines = len(head.fields) + (4 if framing else 3)
         if len(data.translate(None, b"\r\n\0")) != len(data) - 2 * lines:
             raise Rejected(400, "The request holds control characters.")
         return data + first if first else data

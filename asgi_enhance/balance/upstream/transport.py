@@ -96,6 +96,8 @@ class TransportUpstream:
         backend, body, head = self._backend, exchange.body, exchange.head
         target = backend.target(exchange.path, exchange.query)
         fields = [(b"host", self._host or head.host or backend.authority), *head.fields]
+        if head.trailers:
+            fields.append((b"te", b"trailers"))  # and no Connection, which HTTP/2 must not have
         content: bytes | AsyncIterator[bytes] | None = None
         if body.more:
             content = _pieces(exchange)
