@@ -369,6 +369,7 @@ async def test_68_an_interim_response_leaves_no_field_behind(http: str) -> None:
         b"HTTP/1.1 200 OK\r\nx: a\r\n b\r\ncontent-length: 0\r\n\r\n",
         b"HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n",
         b"NONSENSE\r\n\r\n",
+        b"HTTP/1.1 099 Odd\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\ncontent-length: 0\n\n",
         b"HTTP/1.1 200 OK\r\nx-large: " + b"a" * 70_000 + b"\r\ncontent-length: 0\r\n\r\n",
         b"HTTP/1.1 103 Early Hints\r\n\r\n" * 4_000,

@@ -283,6 +283,8 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         fields, self._fields = self._fields, []
         if status < 200:
+            if status < 100:
+                raise ValueError(f"a status of {status}")
             if status == 101:
                 raise ValueError("a switch of protocols nobody asked for")
             self.interim.append((status, fields))
