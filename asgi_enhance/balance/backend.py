@@ -145,6 +145,7 @@ class Endpoint:
         "cost",
         "cost_at",
         "current",
+        "cut_in_a_row",
         "draining",
         "ejected_until",
         "ejections",
@@ -187,7 +188,8 @@ class Endpoint:
         self.checked = True
         self.verdicts = 0
         # passive ejection
-        self.failed_in_a_row = 0
+        self.failed_in_a_row = 0  # before the head of an answer
+        self.cut_in_a_row = 0  # after it
         self.failing_since = 0.0
         self.ejected_until = 0.0
         self.ejections = 0

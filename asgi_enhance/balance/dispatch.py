@@ -177,14 +177,16 @@ class Dispatcher:
         """
         self._policy.observe(endpoint, seconds, monotonic())
 
-    def _failed(self, endpoint: Endpoint, now: float, why: str, retry_after: bytes | None = None) -> None:
+    def _failed(
+        self, endpoint: Endpoint, now: float, why: str, retry_after: bytes | None = None, *, cut: bool = False
+    ) -> None:
         self.stats.backend_failures += 1
         endpoint.last_failure, endpoint.failed_at = why, now
         seconds = self._penalty
         if retry_after is not None and retry_after.isdigit():
             seconds = max(seconds, min(float(retry_after[:4]), 10 * self._penalty))
         self._policy.observe(endpoint, seconds, now)
-        self._roster.failed(endpoint, now)
+        self._roster.failed(endpoint, now, cut=cut)
 
     def _ejected(self, endpoint: Endpoint, seconds: float, why: str) -> None:
         self.stats.ejections += 1
@@ -281,15 +283,17 @@ class Dispatcher:
             self.take(endpoint)
             waiter.future.set_result(endpoint)
 
-    def ended(self, exchange: Exchange, error: BaseException | None) -> None:
-        """An exchange leaves its endpoint; `error` says how."""
+    def ended(self, exchange: Exchange, error: BaseException | None, answer: Answer | None) -> None:
+        """An exchange leaves its endpoint; `error` says how, `answer` what had come of it."""
         endpoint, exchange.endpoint = exchange.endpoint, None
         if endpoint is not None:
             if isinstance(error, UpstreamFailure):
                 # a WebSocket dials the URL, which to some transports is a mere name: clients could take the backend out
-                if not error.stale and not (exchange.websocket and endpoint.backend.transport is not None):
-                    self._failed(endpoint, monotonic(), str(error))
+                if not error.blameless and not (exchange.websocket and endpoint.backend.transport is not None):
+                    self._failed(endpoint, monotonic(), str(error), cut=answer is not None)
                 error.backend = endpoint.name
+            elif answer is not None and answer.complete:
+                endpoint.cut_in_a_row = 0
             self.give_back(endpoint, exchange.runtime)
 
     def none_available(self) -> Unavailable:

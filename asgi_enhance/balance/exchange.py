@@ -224,7 +224,7 @@ class Exchange:
         if answer is not None and self.upstream is not None:
             self.answer = None
             self.upstream.release(answer)
-        self.runtime.ended(self, error)
+        self.runtime.ended(self, error, answer)
 
     def finish(self, error: BaseException | None = None) -> None:
         """The exchange is over."""

@@ -30,6 +30,11 @@ class UpstreamFailure(BackendError):
         return f"{self.backend}: {text}" if self.backend else text
 
     @property
+    def blameless(self) -> bool:
+        """Nothing the backend did: its idle timer closed the connection, or ours ended a stream that was quiet."""
+        return self.stale or self.error == "connection_read_timeout"
+
+    @property
     def status(self) -> int:
         return 504 if self.error in _GATEWAY_TIMEOUTS else 502
 

@@ -84,21 +84,26 @@ class Roster:
         if now >= self._next_look:
             self._look(now)
 
-    def failed(self, endpoint: Endpoint, now: float) -> None:
-        """A request failed by the backend's fault."""
-        if not endpoint.failed_in_a_row:
-            endpoint.failing_since = now
-        endpoint.failed_in_a_row += 1
+    def failed(self, endpoint: Endpoint, now: float, *, cut: bool = False) -> None:
+        """A request failed by the backend's fault; `cut`: in the middle of its answer, and its head was a good one.
+
+        Heads and bodies have a row each: the next good head says nothing of bodies, and streams may never end.
+        """
+        if cut:
+            endpoint.cut_in_a_row += 1
+        else:
+            if not endpoint.failed_in_a_row:
+                endpoint.failing_since = now
+            endpoint.failed_in_a_row += 1
+            endpoint.window_requests += 1
         endpoint.failures += 1
-        endpoint.window_requests += 1
         endpoint.window_failures += 1
         if now >= self._next_look:
             self._look(now)
         ejection = self._ejection
-        if ejection is not None and endpoint.failed_in_a_row >= ejection.consecutive:
-            self.eject(
-                endpoint, now, f"{endpoint.failed_in_a_row} failures in a row, the last: {endpoint.last_failure}"
-            )
+        row = endpoint.cut_in_a_row if cut else endpoint.failed_in_a_row
+        if ejection is not None and row >= ejection.consecutive:
+            self.eject(endpoint, now, f"{row} failures in a row, the last: {endpoint.last_failure}")
 
     def eject(self, endpoint: Endpoint, now: float, why: str = "") -> bool:
         """Take a backend out for its time, unless too many are out already."""
@@ -112,7 +117,7 @@ class Roster:
             good_intervals = int((now - endpoint.ejected_until) / DECAY_INTERVAL)
             endpoint.ejections = max(0, endpoint.ejections - good_intervals)
         endpoint.ejections += 1
-        endpoint.failed_in_a_row = 0
+        endpoint.failed_in_a_row = endpoint.cut_in_a_row = 0
         seconds = min(ejection.max_time, ejection.base_time * endpoint.ejections)
         endpoint.ejected_until = now + seconds
         endpoint.ramp_from = endpoint.ejected_until
@@ -148,7 +153,7 @@ class Roster:
         if good:
             endpoint.ejected_until = min(endpoint.ejected_until, now)
             endpoint.ramp_from = now
-            endpoint.failed_in_a_row = 0
+            endpoint.failed_in_a_row = endpoint.cut_in_a_row = 0
         self.changed()
         return True
 

@@ -113,7 +113,8 @@ class Retries:
 class Ejection:
     """Passive health: what the traffic itself says (Envoy's outlier detection and its defaults).
 
-    consecutive: failures (5xx, refused, reset, timed out) in a row before a backend is ejected. Default: 5.
+    consecutive: failures (5xx, refused, reset, timed out) in a row before a backend is ejected, or answers it broke
+                 off with no whole one between. Default: 5.
     base_time:   seconds out, times the number of ejections so far. Default: 30.
     max_time:    seconds out at most. Default: 300.
     max_share:   share of the backends ejected at a time; one always may be. Default: 0.1.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.balance.backend import Endpoint
-from asgi_enhance.balance.exchange import Exchange, Upstream
+from asgi_enhance.balance.exchange import Answer, Exchange, Upstream
 from asgi_enhance.balance.failure import ClientGone, GoingAway, Unavailable
 
 TICK = 0.1
@@ -31,7 +31,7 @@ class Runtime:
     def __init__(
         self,
         make_upstream: Callable[[Endpoint, Tasks, bool], Upstream],
-        ended: Callable[[Exchange, BaseException | None], None],
+        ended: Callable[[Exchange, BaseException | None, Answer | None], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.tasks = Tasks()

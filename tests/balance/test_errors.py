@@ -178,6 +178,23 @@ async def test_76_a_stream_that_stands_still_is_cut_and_one_that_moves_is_not(ht
         assert backend.balancer.in_flight == 0
 
 
+@pytest.mark.parametrize("timeouts", [Timeouts(idle=0.1), Timeouts(total=0.1)], ids=["idle", "total"])
+async def test_76_streams_that_are_cut_because_they_were_quiet_are_nobodys_failure(
+    http: str, timeouts: Timeouts
+) -> None:
+    async with front(streaming, http, timeouts=timeouts) as (backend, port):
+
+        async def listen() -> None:
+            async with connect(port) as client:
+                await client.send(get())
+                await client.head()
+                await client.rest()
+
+        await asyncio.gather(*(listen() for _ in range(6)))
+        assert backend.balancer.stats.backend_failures == 0
+        assert backend.balancer.report()[backend.url]["state"] == "up"
+
+
 async def test_75_the_next_try_and_the_queue_have_their_own_time(http: str) -> None:
     options: dict[str, Any] = {"limits": Limits(max_connections=1), "timeouts": Timeouts(queue=5)}
     async with front(silent, http, **options) as (backend, port), connect(port) as first, connect(port) as second:

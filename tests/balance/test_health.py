@@ -56,6 +56,20 @@ def test_a_success_in_between_begins_the_count_anew() -> None:
     assert chosen(made) == {0, 1}
 
 
+def test_heads_and_bodies_have_rows_of_their_own_and_an_ejection_ends_both() -> None:
+    made = roster(2)
+    one = made.endpoints[0]
+    for _ in range(5):
+        fail(made, 0, 4)
+        made.served(one, 0.0)
+        made.failed(one, 0.0, cut=True)
+    assert chosen(made) == {1}
+    fail(made, 0, 4, now=30.0)
+    for _ in range(4):
+        made.failed(one, 30.0, cut=True)
+    assert chosen(made, 30.0) == {0, 1}
+
+
 def test_an_ejection_is_never_longer_than_the_maximum_and_shrinks_with_good_conduct() -> None:
     made = roster(2, Ejection(base_time=30, max_time=50))
     fail(made, 0, 5)

@@ -205,6 +205,67 @@ async def test_five_failures_in_a_row_take_a_backend_out(http: str) -> None:
         await app.balancer.close()
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ],
+    ids=["length", "chunks", "coding"],
+)
+async def test_five_good_heads_in_a_row_whose_bodies_are_cut_take_a_backend_out(http: str, cut: bytes) -> None:
+    asked = 0
+
+    async def cuts(wire: Wire) -> None:
+        nonlocal asked
+        await wire.head()
+        asked += 1
+        await wire.send(cut)
+
+    async with ScriptedBackend(cuts) as bad, ScriptedBackend() as good:
+        app = LoadBalanceApp([bad.url, good.url], algorithm="round-robin")
+        async with serve(app, http=http) as port:
+            for _ in range(20):
+                async with connect(port) as client:
+                    await client.send(get(b"/", b"Connection: close"))
+                    await client.rest()
+        assert asked == 5
+        assert app.balancer.stats.backend_failures == 5
+        assert app.balancer.stats.ejections == 1
+        await app.balancer.close()
+
+
+@pytest.mark.parametrize(("fifth", "ejected_at"), [("at once", 10), ("apart", 10), ("left", 6)])
+async def test_only_an_answer_that_is_whole_ends_a_row_of_cut_ones(http: str, fifth: str, ejected_at: int) -> None:
+    asked = 0
+    goes_on = asyncio.Event()
+
+    async def cuts(wire: Wire) -> None:
+        nonlocal asked
+        await wire.head()
+        asked += 1
+        if asked == 5 and fifth == "at once":
+            await wire.send(OK)
+            return
+        await wire.send(OK[:-1])
+        if asked == 5:
+            await goes_on.wait()
+            await wire.send(OK[-1:])
+
+    async with front(cuts, http) as (backend, port):
+        for number in range(1, ejected_at + 1):
+            async with connect(port) as client:
+                await client.send(get(b"/", b"Connection: close"))
+                await client.head()
+                if number != 5 or fifth != "left":
+                    goes_on.set()
+                    await client.rest()
+            await until(lambda: backend.balancer.in_flight == 0)
+            goes_on.clear()
+            assert backend.balancer.stats.ejections == (number == ejected_at), number
+
+
 async def test_a_slow_answer_is_hedged_and_the_quicker_one_wins(http: str) -> None:
     asked: list[int] = []
 
