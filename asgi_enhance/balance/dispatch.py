@@ -16,7 +16,7 @@ from time import monotonic
 from asgi_enhance.asgi.scope import header
 from asgi_enhance.balance.backend import Backend, Endpoint
 from asgi_enhance.balance.exchange import IDEMPOTENT, Answer, Exchange
-from asgi_enhance.balance.failure import Unavailable, UpstreamFailure
+from asgi_enhance.balance.failure import ClientGone, Unavailable, UpstreamFailure
 from asgi_enhance.balance.health import Roster
 from asgi_enhance.balance.hedge import Hedge, Hedger, open_hedged
 from asgi_enhance.balance.options import Limits, Retries, Timeouts
@@ -285,6 +285,8 @@ class Dispatcher:
 
     def ended(self, exchange: Exchange, error: BaseException | None, answer: Answer | None) -> None:
         """An exchange leaves its endpoint; `error` says how, `answer` what had come of it."""
+        if isinstance(error, ClientGone):
+            self.stats.clients_gone += 1
         endpoint, exchange.endpoint = exchange.endpoint, None
         if endpoint is not None:
             if isinstance(error, UpstreamFailure):

@@ -234,5 +234,5 @@ class Exchange:
             if self.watcher is not None:
                 self.watcher.cancel()
                 self.watcher = None
-            if self.endpoint is not None:
+            if self.endpoint is not None or error is not None:
                 self.let_go(error)

@@ -94,7 +94,6 @@ class LoadBalanceApp:
                     kept = [pair for pair in trailers if pair[0] not in _NOT_IN_TRAILERS]
                     await send({"type": "http.response.trailers", "headers": kept, "more_trailers": False})
         except ClientGone:
-            balancer.stats.clients_gone += 1
             logger.info("499 %s %r: the client left", scope["method"], scope["path"])
         except (Rejected, Unavailable, UpstreamFailure) as error:
             if started:

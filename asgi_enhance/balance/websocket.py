@@ -21,7 +21,8 @@ logger = logging.getLogger("asgi_enhance.balance")
 GOING_AWAY = 1001
 MESSAGE_TOO_BIG = 1009
 INTERNAL_ERROR = 1011
-_NOT_ON_THE_WIRE = frozenset({1005, 1006, 1015})
+_LOST = 1006
+_NOT_ON_THE_WIRE = frozenset({1005, _LOST, 1015})
 _HANDSHAKE = (b"sec-websocket-",)
 
 
@@ -46,7 +47,7 @@ async def proxy_websocket(
             else:
                 await relay.refuse(exchange, answer)
     except ClientGone:
-        core.stats.clients_gone += 1
+        logger.info("499 WebSocket %r: the client left", scope["path"])
     except GoingAway:
         await relay.close(GOING_AWAY, "")
     except (Rejected, Unavailable, UpstreamFailure) as error:
@@ -63,7 +64,7 @@ async def proxy_websocket(
 class _Relay:
     """Both directions of one WebSocket."""
 
-    __slots__ = ("_answer", "_core", "_max_message", "_receive", "_scope", "_send", "accepted", "gone")
+    __slots__ = ("_answer", "_core", "_lost", "_max_message", "_receive", "_scope", "_send", "accepted", "gone")
 
     def __init__(self, core: LoadBalancer, scope: Scope, receive: Receive, send: Send) -> None:
         self._core = core
@@ -74,6 +75,7 @@ class _Relay:
         self._answer: WebSocketAnswer | None = None
         self.accepted = False
         self.gone = False
+        self._lost = False  # without a close frame, which is how a client takes its leave of a WebSocket
 
     async def read_client(self, exchange: Exchange) -> None:
         """Client to backend. Also the one who sees the client leave, from before it was accepted."""
@@ -114,6 +116,8 @@ class _Relay:
                 else:
                     await self._send({"type": "websocket.send", "bytes": payload})
         except ConnectionClosed as end:
+            if self._lost:
+                raise ClientGone("the client was lost") from None
             if end.rcvd is not None:
                 await self.close(end.rcvd.code, end.rcvd.reason)
             elif end.sent is not None and end.sent.code == MESSAGE_TOO_BIG:
@@ -141,6 +145,7 @@ class _Relay:
 
     async def _client_left(self, exchange: Exchange, code: int | None, reason: str) -> None:
         self.gone = True
+        self._lost = code == _LOST
         try:
             if self._answer is not None:
                 if code == 1005:

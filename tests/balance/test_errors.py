@@ -270,8 +270,20 @@ async def test_79_a_client_that_leaves_is_no_failure_of_the_backend_and_logged_a
                 await until(lambda: backend.balancer.in_flight == 1)
             await until(lambda: backend.balancer.in_flight == 0)
             await until(lambda: "499" in caplog.text)
+            assert backend.balancer.stats.clients_gone == 1
             assert backend.balancer.stats.backend_failures == 0
             assert backend.balancer.endpoints[0].failed_in_a_row == 0
+
+
+async def test_79_a_client_that_leaves_what_is_forwarded_by_hand_is_counted_too(http: str) -> None:
+    async with ScriptedBackend(streaming) as backend, LoadBalancer([backend.url]) as balancer:
+        site = Starlette(routes=[Route("/", balancer.forward_request)])
+        async with serve(site, http=http) as port:
+            async with connect(port) as client:
+                await client.send(get())
+                await client.head()
+            await until(lambda: balancer.in_flight == 0)
+        assert balancer.stats.clients_gone == 1
 
 
 async def test_80_ten_plain_requests_pass_after_a_cold_pool_was_cancelled_two_hundred_times(http: str) -> None:

@@ -246,6 +246,19 @@ async def test_88_a_client_that_is_lost_closes_the_backend_within_a_second(ws: P
         assert ended[0] in (1000, 1001)  # some servers do not tell a lost client from one that closed without a code
 
 
+@pytest.mark.parametrize(("code", "gone"), [(1006, 1), (1005, 0), (1000, 0), (1001, 0)])
+async def test_79_a_websocket_client_that_is_lost_has_gone_and_one_that_closes_has_not(code: int, gone: int) -> None:
+    async with ws_serve(wait, "127.0.0.1", 0) as server:
+        app = LoadBalanceApp([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"])
+        async with Driver(app, websocket_scope()) as driver:
+            driver.feed({"type": "websocket.connect"})
+            assert (await driver.next())["type"] == "websocket.accept"
+            driver.feed({"type": "websocket.disconnect", "code": code})
+            await until(lambda: app.balancer.in_flight == 0, within=1)
+        assert app.balancer.stats.clients_gone == gone
+        await app.balancer.close()
+
+
 async def test_89_a_websocket_that_stands_still_too_long_is_closed_on_both_sides(ws: Protocols) -> None:
     async with between(wait, ws, timeouts=Timeouts(websocket_idle=0.15)) as both, both.connect() as client:
         with pytest.raises(ConnectionClosed) as closed:
@@ -371,6 +384,7 @@ async def test_a_client_that_leaves_during_the_handshake_lets_the_backend_go() -
             driver.feed({"type": "websocket.disconnect", "code": 1006})
             await until(lambda: app.balancer.in_flight == 0, within=1)
             await until(lambda: backend.wires[0].reader.at_eof(), within=1)
+        assert app.balancer.stats.clients_gone == 1
         await app.balancer.close()
 
 
