@@ -23,6 +23,7 @@ COMPLAINTS = 60.0
 """Seconds between two log lines on the same kind of refusal."""
 
 PING = pack(("PING",))
+ROLE = pack(("ROLE",))
 ASKING = pack(("ASKING",))
 
 
@@ -68,6 +69,7 @@ class Node:
         self._refusal = ""
         self._complained: dict[str, float] = {}  # of which refusals, and when
         self._retired = False
+        self._demoted = False  # it has refused a write: it is asked whether it still does
 
     async def call(self, command: bytes, *, idempotent: bool, asking: bool = False) -> Any:
         """The reply to one packed command. What may have run is sent again only if it is idempotent."""
@@ -147,7 +149,7 @@ class Node:
             self._stats.connect_failures += 1
             raise
         self._stats.connects += 1
-        return Pipeline(
+        pipeline = Pipeline(
             connection,
             label=self.label,
             timeout=self._command_timeout,
@@ -157,6 +159,23 @@ class Node:
             on_refused=self._refused,
             on_lost=self._lost,
         )
+        if self._demoted:
+            await self._ask_role(pipeline)
+        return pipeline
+
+    async def _ask_role(self, pipeline: Pipeline) -> None:
+        """A replica answers reads and PINGs, so that it would be found in service, and out of it, time and again."""
+        try:
+            said = await pipeline.send(ROLE)
+        except RedisError:  # not permitted: then only a write tells
+            return
+        except BaseException:
+            pipeline.discard("the manager was closed")
+            raise
+        if isinstance(said, list) and said[:1] == [b"slave"]:
+            pipeline.discard("not the primary")
+            raise RedisUnavailable("it is a replica and takes no writes")
+        self._demoted = False
 
     def _replied(self) -> None:
         if self.breaker.failures and self.pipeline is not None:
@@ -171,6 +190,7 @@ class Node:
             logger.warning("redis %s refuses commands: %s %s", self.label, code, words)
 
     def _lost(self, pipeline: Pipeline, reason: str) -> None:
+        self._demoted = self._demoted or pipeline.demoted
         if self.pipeline is pipeline:
             self.pipeline = None
             self._stats.lost += 1

@@ -37,6 +37,14 @@ BATCH = 32
 """So many commands go out before the turn ends: the server works on them while the program makes the others."""
 
 
+def refusal(error: Exception) -> str:
+    """The code of an error that says no to more than one command, until somebody sets it right; else nothing."""
+    code: str | None = getattr(error, "status_code", None)
+    if code in _REFUSALS:
+        return code or ""
+    return "NOAUTH" if str(error).startswith(_UNREAD) else ""
+
+
 class ConnectionLost(RedisUnavailable):
     """The connection broke under the command; unlike a time-out, that says nothing against trying another."""
 
@@ -78,6 +86,7 @@ class Pipeline(asyncio.Protocol):
         self._wire = Wire(connection, self)
         self._closed = False
         self.retired = False  # takes no more commands
+        self.demoted = False  # the server takes no writes
         self._waiting: deque[asyncio.Future[Any]] = deque()  # one for each command not answered, oldest first
         self._unsent: list[bytes] = []  # the commands of this turn of the loop: the tail of `_waiting`
         self._written = 0  # commands written, ever
@@ -192,13 +201,12 @@ class Pipeline(asyncio.Protocol):
         if isinstance(reply, _OUT_OF_SERVICE):
             reason = f"not in service: {getattr(reply, 'status_code', None) or ''} {reply}"
             error = RedisUnavailable(f"redis {self._label}: {reason}")
+            self.demoted = self.demoted or isinstance(reply, ReadOnlyError)
             if not isinstance(reply, ClusterDownError):  # which is about a slot, not about the server
                 self._retire(reason)
-        code, words = getattr(reply, "status_code", None), str(reply)
-        if code in _REFUSALS:
-            self._on_refused(code, words)
-        elif words.startswith(_UNREAD):
-            self._on_refused("NOAUTH", words)
+        code = refusal(reply)
+        if code:
+            self._on_refused(code, str(reply))
         if not future.done():
             future.set_exception(error)
 

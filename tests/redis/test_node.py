@@ -116,6 +116,7 @@ async def test_after_an_outage_the_next_one_is_probed_as_soon_as_the_first(priva
 
 async def test_a_server_that_answers_pings_alone_is_tried_ever_more_seldom(private_redis: RedisServer) -> None:
     private_redis.call("REPLICAOF", "127.0.0.1", 1)  # it takes no writes any more
+    private_redis.call("ACL", "SETUSER", "default", "-role")  # and does not say so before
     backoff = Backoff(0.01, 10.0)
     async with node_of(private_redis, backoff=backoff) as node:
         for _ in range(4):
@@ -124,6 +125,29 @@ async def test_a_server_that_answers_pings_alone_is_tried_ever_more_seldom(priva
                     await node.call(INCR, idempotent=False)
             await until(lambda: not node.breaker.is_open)
         assert backoff.next(Random(1)) > 0.05
+
+
+async def test_a_server_that_was_demoted_is_away_until_it_takes_writes_again(
+    private_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    get = pack(("GET", "n"))
+    async with node_of(private_redis, backoff=Backoff(0.01, 0.01)) as node:
+        private_redis.call("REPLICAOF", "127.0.0.1", 1)
+        with caplog.at_level(logging.WARNING, logger="asgi_enhance.redis"):
+            with pytest.raises(RedisUnavailable, match="READONLY"):
+                await node.call(INCR, idempotent=False)
+            while not node.breaker.is_open:  # though it would answer these
+                with pytest.raises(RedisUnavailable):
+                    await node.call(get, idempotent=True)
+            connects = node._stats.connects
+            await until(lambda: node._stats.connects > connects + 5)
+            assert node.breaker.is_open
+            private_redis.call("REPLICAOF", "NO", "ONE")
+            await until(lambda: not node.breaker.is_open)
+        assert await node.call(INCR, idempotent=False) == 1
+    opened, closed = (record.getMessage() for record in caplog.records)
+    assert "it is a replica and takes no writes; commands fail at once" in opened
+    assert "available again" in closed
 
 
 async def test_the_answer_to_asking_is_nobodys_worry(

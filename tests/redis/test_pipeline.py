@@ -233,6 +233,8 @@ async def test_a_refusal_does_not_cost_the_neighbours_their_replies() -> None:
         closed.set()
 
     async def primary(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await command(reader) == [b"ROLE"]
+        writer.write(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n")
         await command(reader)
         writer.write(b"+OK\r\n")
         await reader.read()
