@@ -10,13 +10,13 @@ Through a directory (prometheus_client's multiprocess mode) a worker writes a fi
 import asyncio
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from secrets import token_hex
 from time import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
 import msgspec
@@ -136,7 +136,7 @@ class RedisShare:
     async def _send(self, place: str, arguments: list[Argument], sent: Records) -> None:
         keys = [self._key(place), self._key(f"batch:{self._worker}")]
         try:
-            await self._merge(keys=keys, args=arguments, idempotent=True)
+            await _unless_refused(self._merge(keys=keys, args=arguments, idempotent=True))
         except RedisUnavailable as error:
             # It may have been added: until that is known, the very same batch goes first.
             if error.maybe_executed:
@@ -147,14 +147,26 @@ class RedisShare:
 
     async def _tell(self, report: bytes) -> None:
         arguments: list[Argument] = [self._worker, report, round(self._patience)]
-        await self._report(keys=[self._key("workers")], args=arguments, idempotent=True)
+        await _unless_refused(self._report(keys=[self._key("workers")], args=arguments, idempotent=True))
 
     async def _read(self, place: str) -> dict[bytes, bytes]:
-        reply = await self._redis.execute("HGETALL", self._key(place), idempotent=True)
+        reply = await _unless_refused(self._redis.execute("HGETALL", self._key(place), idempotent=True))
         return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
 
     def _key(self, place: str) -> str:
         return self._redis.key("metrics", self._space, place)
+
+
+async def _unless_refused(asked: Awaitable[Any]) -> Any:
+    """The reply. A server that refuses all of its kind, for want of memory or rights, is away: the manager says so."""
+    from asgi_enhance.redis.pipeline import refusal  # the manager that was asked has imported redis-py already
+
+    try:
+        return await asked
+    except Exception as error:
+        if refusal(error):
+            raise RedisUnavailable(f"redis refuses: {error}") from error
+        raise
 
 
 class _File(msgspec.Struct):

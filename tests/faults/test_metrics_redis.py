@@ -2,6 +2,8 @@
 
 from time import perf_counter
 
+import pytest
+
 from asgi_enhance.asgi.types import Receive, Scope, Send
 from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware
 from asgi_enhance.redis import RedisManager
@@ -36,6 +38,21 @@ async def test_a_worker_answers_for_itself_while_redis_is_away_and_ships_later(p
         assert (await again.collector.get_metrics())["requests"]["total"] == 2
         assert layer.collector.errors == again.collector.errors == 0
         await again.collector.aclose()
+
+
+@pytest.mark.parametrize("refusing", [("CONFIG", "SET", "maxmemory", "1"), ("ACL", "SETUSER", "default", "-evalsha")])
+async def test_a_redis_that_refuses_is_away_and_no_failure_of_the_metrics(
+    refusing: tuple[str, ...], private_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RedisManager(private_redis.url) as manager:
+        layer = worker(manager)
+        await layer.collector.get_metrics()  # knows the script
+        private_redis.call(*refusing)
+        await request(layer)
+        assert (await layer.collector.get_metrics())["requests"]["total"] == 1
+        await layer.collector.aclose()
+    assert layer.collector.errors == 0
+    assert [record.name for record in caplog.records] == ["asgi_enhance.redis"]
 
 
 async def test_a_silent_redis_costs_a_request_nothing(private_redis: RedisServer) -> None:
