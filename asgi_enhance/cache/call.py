@@ -162,6 +162,7 @@ class Call:
         layer, code, headers = self._layer, message["status"], list(message.get("headers", ()))
         self._started = True
         verdict: Entry | str = "request-body"
+        detail: str | None
         if not self._received_body:
             now, trailers = self._cache.clock(), message.get("trailers", False)
             response = Received(code, headers, self._requested, now, trailers)
@@ -174,7 +175,8 @@ class Call:
             if self._leads is not None:
                 self._leads.alone()
         else:
-            detail = None
+            assert self._fetch is not None
+            detail = self._cache.obstacle(self._fetch)
             self._draft = verdict
             self._copy = BodyCopy(layer.options.max_body)
         if layer.cache_status:
@@ -209,7 +211,7 @@ class Call:
         entry.fill(body)
         await self._keep(entry)
 
-    async def _keep(self, entry: Entry) -> None:
+    async def _keep(self, entry: Entry) -> bool:
         entry.render_time = time.perf_counter() - self._timer
         assert self._fetch is not None
         if self._received_body:
@@ -229,6 +231,7 @@ class Call:
                 self._leads.share(entry)
             else:
                 self._leads.alone()
+        return kept
 
     async def _freshen(self, headers: Headers) -> None:
         """RFC 9111 4.3.4: the app says the stored response holds, and for how long."""
@@ -239,6 +242,7 @@ class Call:
         merged = conditional.updated(old, headers)
         response = Received(old.status, merged, self._requested, now, not_modified=True)
         verdict = terms(self._request, response, self._layer.options, self._rule, self._layer.rng)
+        kept = False
         if isinstance(verdict, str):
             await self._cache.invalidate([self._request.url])
             if self._leads is not None:
@@ -246,9 +250,9 @@ class Call:
             entry = old.for_once(merged, now)
         else:
             verdict.fill(old.body)
-            await self._keep(verdict)
+            kept = await self._keep(verdict)
             entry = verdict.shown(merged)
-        await self._answer(entry, now, self._told(304, not isinstance(verdict, str)))
+        await self._answer(entry, now, self._told(304, kept))
 
     async def _learn_from_head(self, response: Received) -> None:
         """RFC 9111 4.3.5: a response to HEAD freshens what is stored, or shows that it is outdated."""

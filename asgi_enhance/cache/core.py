@@ -6,6 +6,7 @@ it came, and what is not waited for, is decided here.
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from math import inf
 from typing import Any, Final, Generic
 
 import msgspec
@@ -77,6 +78,11 @@ class Cache(ValueCache[R], Generic[R]):
 
     # -- responses ------------------------------------------------------------------------------------------------
 
+    @property
+    def largest(self) -> float:
+        """No body with more bytes is kept."""
+        return inf
+
     def glance(self, key: Key) -> Shelf | None:
         """Where the entry for any request to this URL lies, if it is here, is the only one, and does not vary.
 
@@ -141,6 +147,10 @@ class Cache(ValueCache[R], Generic[R]):
     def overtaken(self, fetch: Fetch) -> bool:
         """Whether what was fetched must not be kept or shared, as far as it is known here."""
         return fetch.void or self._writes.since(fetch.writes, fetch.key)
+
+    def obstacle(self, fetch: Fetch) -> str | None:
+        """Why what was fetched would not be kept if it were whole now, in a word, as far as it is known here."""
+        return "overtaken" if self.overtaken(fetch) else None
 
     def purged(self, request: Request, entry: Entry) -> bool:
         """Whether it went, or went stale, after it was asked for."""

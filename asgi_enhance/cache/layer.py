@@ -36,7 +36,7 @@ class CacheMiddleware:
                 and ignores `s-maxage`. Default: one shared cache.
     namespace:  put in front of every key: two apps, or two releases, that share a store. Default: "".
     key_headers: request fields that are part of the key whether or not a response names them in Vary.
-    max_body:   larger bodies are passed on and not kept, in bytes. Default 1 MiB.
+    max_body:   larger bodies are passed on and not kept, in bytes. Default 1 MiB; never more than the cache holds.
     max_vary:   responses that vary by more fields than this are not kept. Default 8.
     heuristic:  the fraction of the time since Last-Modified for which a response without freshness is fresh
                 (RFC 9111 4.2.2); 0.1 is usual. Default 0: only what is said counts.
@@ -128,7 +128,7 @@ class CacheMiddleware:
             if risky_headers is None
             else frozenset(field_names("risky_headers", risky_headers)),
             negative_ttl=dict(negative_ttl or {}),
-            max_body=max_body,
+            max_body=int(min(max_body, self.cache.largest)),
             max_vary=max_vary,
             jitter=jitter,
             invalid_age=invalid_age,

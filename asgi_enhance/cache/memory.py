@@ -126,6 +126,10 @@ class MemoryCache(Cache[Running]):
 
     # -- responses ------------------------------------------------------------------------------------------------
 
+    @property
+    def largest(self) -> float:
+        return self.max_bytes
+
     def glance(self, key: Key) -> Shelf | None:
         slot = self._kept.get(key)
         if slot is None:

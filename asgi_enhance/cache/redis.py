@@ -226,6 +226,10 @@ class RedisCache(Cache[RedisRunning]):
             self.stats.store_errors += 1
         return self.purges.number
 
+    def obstacle(self, fetch: Fetch) -> str | None:
+        away = fetch.fence is None or not self.manager.available
+        return super().obstacle(fetch) or ("store-away" if away else None)
+
     async def fence(self, fetch: Fetch) -> None:
         if fetch.fence is not None:
             return

@@ -1,6 +1,7 @@
 """One call for all who want the same; stale while it is renewed, stale if that fails; streams that are not held up."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -294,6 +295,60 @@ async def test_an_endless_stream_is_not_held_up(cache: Cache[Any], lines: list[s
     async with Driver(CacheMiddleware(app, cache=cache, max_body=100_000), http_scope("/"), capacity=4) as client:
         for _ in range(50):
             await client.next()
+
+
+async def test_a_body_is_too_large_if_the_cache_cannot_hold_it() -> None:
+    layer = CacheMiddleware(Origin(Answer(FRESH, body=b"x" * 1200)), cache=MemoryCache(max_bytes=1000))
+    await request(layer, "/")
+    assert (layer.stats.too_large, layer.stats.stored) == (1, 0)
+
+
+async def test_what_a_write_has_overtaken_is_not_said_to_be_stored(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH))
+    origin.gate = asyncio.Event()
+    overtaken = asyncio.create_task(request(CacheMiddleware(origin, cache=cache), "/"))
+    await origin.called.wait()
+    await request(CacheMiddleware(Origin(Answer()), cache=cache), "/", method="POST")
+    origin.gate.set()
+    told = (await overtaken).header("cache-status")
+    assert told == "asgi-enhance; fwd=uri-miss; fwd-status=200; detail=overtaken"
+    assert cache.stats.stored == 0
+
+
+async def test_a_validation_that_a_write_has_overtaken_is_not_said_to_be_stored(
+    cache: Cache[Any], clock: Clock
+) -> None:
+    origin = Origin(Answer(FRESH, 'ETag: "a"'), Answer(status=304))
+    layer = CacheMiddleware(origin, cache=cache)
+    await request(layer, "/")
+    clock.step(61)
+    origin.called.clear()
+    origin.gate = asyncio.Event()
+    overtaken = asyncio.create_task(request(layer, "/"))
+    await origin.called.wait()
+    await request(CacheMiddleware(Origin(Answer()), cache=cache), "/", method="POST")
+    origin.gate.set()
+    assert (await overtaken).header("cache-status") == "asgi-enhance; fwd=stale; fwd-status=304"
+
+
+@pytest.mark.parametrize("when", ["always", "while it is looked for", "while the app is at it"])
+async def test_nothing_is_said_to_be_stored_while_redis_is_away(private_redis: RedisServer, when: str) -> None:
+    async def app(*asked: Any) -> None:
+        if when == "while it is looked for":
+            private_redis.start()
+            await until(lambda: cache.manager.available)
+        elif when == "while the app is at it":
+            private_redis.stop()
+            while cache.manager.available:
+                with contextlib.suppress(RedisUnavailable):
+                    await cache.manager.ping()
+        await Origin(Answer(FRESH))(*asked)
+
+    async with RedisCache(private_redis.url) as cache:
+        if when != "while the app is at it":
+            private_redis.stop()
+        told = (await request(CacheMiddleware(app, cache=cache), "/")).header("cache-status")
+    assert told == "asgi-enhance; fwd=uri-miss; fwd-status=200; detail=store-away"
 
 
 async def test_a_response_that_breaks_off_is_not_kept(cache: Cache[Any]) -> None:
