@@ -178,19 +178,20 @@ async def test_76_a_stream_that_stands_still_is_cut_and_one_that_moves_is_not(ht
         assert backend.balancer.in_flight == 0
 
 
-@pytest.mark.parametrize("timeouts", [Timeouts(idle=0.1), Timeouts(total=0.1)], ids=["idle", "total"])
-async def test_76_streams_that_are_cut_because_they_were_quiet_are_nobodys_failure(
-    http: str, timeouts: Timeouts
-) -> None:
-    async with front(streaming, http, timeouts=timeouts) as (backend, port):
-
-        async def listen() -> None:
-            async with connect(port) as client:
-                await client.send(get())
-                await client.head()
-                await client.rest()
-
-        await asyncio.gather(*(listen() for _ in range(6)))
+@pytest.mark.parametrize("deadline", ["idle", "total"])
+async def test_76_streams_that_are_cut_because_they_were_quiet_are_nobodys_failure(http: str, deadline: str) -> None:
+    async with front(streaming, http) as (backend, port), AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(port)) for _ in range(6)]
+        for client in clients:
+            await client.send(get())
+            await client.head()
+        runtime = backend.balancer.opened()
+        assert runtime is not None
+        for exchange in runtime.active:
+            if deadline == "total":
+                exchange.limit = 0.0
+            exchange.wait_until(0.0 if deadline == "idle" else 60.0)
+        assert [await client.rest() for client in clients] == [b"half"] * 6
         assert backend.balancer.stats.backend_failures == 0
         assert backend.balancer.report()[backend.url]["state"] == "up"
 
