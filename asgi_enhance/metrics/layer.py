@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocketDisconnect
 
 from asgi_enhance.asgi.lifespan import run_lifespan
 from asgi_enhance.asgi.scope import path_below_mount
@@ -116,6 +117,7 @@ class MetricsMiddleware:
         series: SocketSeries | None = None
         accepted = 0.0
         code = ""
+        too_late: OSError | None = None
 
         async def watched_receive() -> Message:
             nonlocal code
@@ -129,8 +131,12 @@ class MetricsMiddleware:
             return message
 
         async def watched_send(message: Message) -> None:
-            nonlocal series, accepted, code
-            await send(message)
+            nonlocal series, accepted, code, too_late
+            try:
+                await send(message)
+            except OSError as left:  # so servers say, and ASGI has them, that the client is gone
+                too_late = left
+                raise
             kind = message["type"]
             if kind == "websocket.send":
                 if series is not None:
@@ -147,18 +153,20 @@ class MetricsMiddleware:
         error: BaseException | None = None
         try:
             await self.app(scope, watched_receive, watched_send)
+        except CancelledError:
+            raise
         except BaseException as failure:
-            error = failure
+            if failure is not too_late and not isinstance(failure, WebSocketDisconnect):
+                error = failure
+                collector.raised(scope, error, self.app)
             raise
         finally:
-            if error is not None and not isinstance(error, CancelledError):
-                collector.raised(scope, error, self.app)
             if series is None:
                 collector.socket(scope, self.app).refused += 1
             else:
                 series.active -= 1
-                # an app that raises is closed with 1011 by its server, one that is cancelled or just returns with 1006
-                code = code or ("1011" if error is not None and not isinstance(error, CancelledError) else "1006")
+                # an app that fails is closed with 1011 by its server; without a word it is 1006
+                code = code or ("1011" if error is not None else "1006")
                 series.closed[code] = series.closed.get(code, 0) + 1
                 series.durations.add([perf_counter() - accepted])
 

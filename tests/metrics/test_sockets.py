@@ -4,8 +4,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket as StarletteSocket
+from starlette.websockets import WebSocketDisconnect
 
-from asgi_enhance.asgi.types import Receive, Scope, Send
+from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.metrics import MetricsMiddleware
 from asgi_enhance.metrics.series import SocketSeries
 from asgi_enhance.testing.driver import WebSocket, request, websocket_scope
@@ -54,6 +55,35 @@ async def test_an_open_connection_is_seen_with_its_messages() -> None:
         socket.leave(1001)
         await socket.ended()
     assert (only(app).active, only(app).closed, only(app).durations.count) == (0, {"1001": 1}, 1)
+
+
+class Gone(OSError):
+    """What servers raise for a client that has left."""
+
+
+async def test_a_client_that_leaves_is_no_exception_of_the_app() -> None:
+    async def reads_on(socket: StarletteSocket) -> None:
+        await socket.accept()
+        while True:
+            await socket.receive_text()
+
+    async def gone(message: Message) -> None:
+        raise Gone
+
+    async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+
+    app = MetricsMiddleware(Starlette(routes=[WebSocketRoute("/reads", reads_on)]))
+    socket = WebSocket(app, websocket_scope("/reads"), [{"type": "websocket.connect"}])
+    socket.leave(1001)
+    with pytest.raises(WebSocketDisconnect):
+        await socket.run()
+    too_late = MetricsMiddleware(bare)
+    with pytest.raises(Gone):
+        await too_late(websocket_scope("/"), WebSocket(bare, {}).receive, gone)
+    assert only(app).closed == {"1001": 1}
+    assert only(too_late).refused == 1
+    assert app.collector.table.exceptions == too_late.collector.table.exceptions == {}
 
 
 async def test_a_code_the_app_chose_is_a_label_and_one_the_client_chose_is_a_class() -> None:
