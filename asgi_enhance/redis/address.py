@@ -65,12 +65,17 @@ class Address:
 
 
 def without_password(url: str) -> str:
-    """The URL with its password, in the authority or the query, replaced by `***`."""
+    """The URL with its password, in the authority or the query, replaced by `***`.
+
+    Also what may be one by mistake: a name without a password, and in the place of a port what is no number.
+    """
     scheme, separator, rest = url.partition("://")
     login, at, rest = rest.rpartition("@")
     if at:
         user, colon, _ = login.partition(":")
-        login = f"{user}:***" if colon else user
+        login = f"{user}:***" if colon else "***"
+    elif "[" not in rest:
+        rest = re.sub(r"^([^/?:]*:)(?!\d+(?:[,/?]|$))[^?]*", r"\1***", rest)
     rest = re.sub(r"(?i)((?:^|[?&])[^=&]*password=)[^&]*", r"\1***", rest)
     return f"{scheme}{separator}{login}{at}{rest}"
 
