@@ -22,6 +22,7 @@ from asgi_enhance.balance.headers import Forwarding
 from asgi_enhance.broadcast import BroadcastRouter, RealTimeStreamProcessor
 from asgi_enhance.broadcast.core import WebSocketLike
 from asgi_enhance.cache import CacheMiddleware, CacheRule, MemoryCache, RedisCache
+from asgi_enhance.errors import ConfigError
 from asgi_enhance.metrics import MetricsCollector, MetricsMiddleware
 from asgi_enhance.options import checked
 from asgi_enhance.ratelimit import RateLimiter, RateLimitMiddleware, Rule
@@ -91,8 +92,10 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
     async def initialize(self, backend_urls: Iterable[str] | str = ()) -> None:
         """Start everything; `backend_urls` (one string: separated by commas) join the backends of the settings."""
         if isinstance(backend_urls, str):
-            backend_urls = [url.strip() for url in backend_urls.split(",")]
+            backend_urls = [url.strip() for url in backend_urls.split(",") if url.strip()]
         for url in backend_urls:
+            if url.startswith("dns+"):
+                raise ConfigError(f"backend_urls: {url!r} is a name to be followed: give it to the settings' backends")
             self.load_balancer.add_backend(url)
         await self.started()
 

@@ -143,10 +143,12 @@ def _warnings(arguments: argparse.Namespace, *, shared: bool) -> list[str]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from asgi_enhance.api import EnhancedAPI
     from asgi_enhance.settings import Settings
 
     settings = Settings.from_env()
     print(settings)
+    EnhancedAPI(settings=settings)  # what cannot work together is said before anybody is asked
     problems = asyncio.run(_problems(settings))
     for problem in problems:
         print(f"✗ {problem}")
@@ -158,6 +160,7 @@ def _check(arguments: argparse.Namespace) -> int:
 async def _problems(settings: Any) -> list[str]:
     """What the settings name and cannot be reached, each in one line."""
     from asgi_enhance.balance import LoadBalancer
+    from asgi_enhance.balance.discovery import PREFIX, DnsName
     from asgi_enhance.redis import RedisManager
 
     problems = []
@@ -167,6 +170,12 @@ async def _problems(settings: Any) -> list[str]:
                 print(f"✓ {redis!r} answers within {await redis.ping() * 1000:.1f} ms")
             except EnhanceError as error:
                 problems.append(f"REDIS_URL: {error}")
+    for url in settings.backends:
+        if url.startswith(PREFIX):
+            try:
+                await DnsName(url).resolve()
+            except (OSError, UnicodeError) as error:
+                problems.append(f"API_LOAD_BALANCER_BACKENDS: {url}: {error}")
     if settings.backends:
         async with LoadBalancer(settings.backends) as balancer:
             for backend, report in (await balancer.health_check()).items():

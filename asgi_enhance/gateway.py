@@ -107,7 +107,7 @@ def create() -> ASGIApp:
 def load(target: str) -> ASGIApp:
     """What `module:attribute` names; with `()` behind it, what that returns."""
     module, colon, attribute = target.partition(":")
-    if not colon or not module or not attribute:
+    if not colon or not all(module.split(".")) or not attribute:
         raise ConfigError(f"app: {target!r} is not module:attribute")
     value: Any = import_module(module)
     for name in attribute.removesuffix("()").split("."):

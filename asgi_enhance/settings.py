@@ -18,9 +18,13 @@ def _text(value: str) -> str:
     return value
 
 
+MOST = 2**31 - 1
+"""The largest number that limits, and the seconds of RFC 9111, go up to."""
+
+
 def _positive(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and int(value) > 0):
-        raise ValueError("a whole number above 0")
+    if not (value.isascii() and value.isdigit() and len(value) <= 10 and 0 < int(value) <= MOST):
+        raise ValueError(f"a whole number from 1 to {MOST}")
     return int(value)
 
 

@@ -139,6 +139,7 @@ def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--backend", "http://127.0.0.1:1", "--rate-limit", "many"], "many"),
         (["wrap", "no_such_module:app"], "no_such_module"),
         (["wrap", "no_colon"], "no_colon"),
+        (["wrap", "..:app"], "..:app"),
         (["wrap", "tests.testing.apps:hallo"], "hallo"),
         (["wrap", "tests.testing.apps:os.name"], "no ASGI app"),
         (["serve", "--backend", "http://127.0.0.1:1", "--cache", "--redis", "http://x"], "redis://"),
@@ -178,6 +179,22 @@ def test_check_says_that_a_backend_is_there_but_not_well(
         monkeypatch.setenv("API_LOAD_BALANCER_BACKENDS", failing.url)
         assert main(["check"]) == 1
     assert "500" in capsys.readouterr().out
+
+
+def test_check_says_that_a_name_leads_nowhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("API_LOAD_BALANCER_BACKENDS", "dns+http://no-such-host.invalid:80")
+    assert main(["check"]) == 1
+    assert "✗ API_LOAD_BALANCER_BACKENDS: dns+http://no-such-host.invalid:80: " in capsys.readouterr().out
+
+
+def test_check_says_what_cannot_work_though_each_setting_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("API_RATE_LIMIT_WINDOW", "2000000000")
+    assert main(["check"]) == 2
+    assert "window" in capsys.readouterr().err
 
 
 def test_check_names_a_bad_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch)
         ("API_RATE_LIMIT_DEFAULT", "0", "whole number"),
         ("API_RATE_LIMIT_WINDOW", "-1", "whole number"),
         ("API_CACHE_TTL", "²", "whole number"),
+        ("API_CACHE_TTL", "9" * 30, "from 1 to"),
         ("API_LOAD_BALANCER_BACKENDS", "127.0.0.1:8001", "http://"),
         ("API_LOAD_BALANCER_BACKENDS", "ftp://127.0.0.1", "http://"),
         ("API_LOAD_BALANCER_BACKENDS", "http://[::1", "http://"),

@@ -91,6 +91,15 @@ async def test_backends_may_be_given_as_one_string() -> None:
     await api.shutdown()
 
 
+async def test_no_backends_may_be_given_as_a_string_and_a_name_to_be_followed_belongs_into_the_settings() -> None:
+    api = EnhancedAPI(settings=Settings())
+    await api.initialize(" , ")
+    assert api.load_balancer.report() == {}
+    with pytest.raises(ConfigError, match="settings"):
+        await api.initialize("dns+http://backends:80")
+    await api.shutdown()
+
+
 async def test_a_frameworks_lifespan_starts_and_stops_it() -> None:
     api = EnhancedAPI(settings=Settings())
     async with Lifetime(Starlette(lifespan=api.lifespan)):
