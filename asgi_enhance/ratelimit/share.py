@@ -82,13 +82,14 @@ class Share:
         self._memory = memory
         self._stats = stats
         self._manager = manager
+        self._counts = manager.stats if manager is not None else None
         self._workers = workers if manager is not None else 1
         self._on_error = on_error
         self._max_keys = max_keys
         self._part: Callable[[Quota], Quota] = lru_cache(maxsize=1024)(lambda quota: quota.share(self._workers))
         # By slot, as all that is counted: an identity's limits may change meanwhile.
         self._untold: OrderedDict[tuple[str, str], Untold] = OrderedDict()
-        self._troubles = 0  # of the manager's connections, as far as they have been noticed
+        self._noticed = 0  # of the `troubles`
         self._troubled = 0  # when the last of them was noticed
         self._settled = 0  # when an outage is over for good
 
@@ -133,13 +134,20 @@ class Share:
 
     # When it is back.
 
+    @property
+    def troubles(self) -> int:
+        """Signs so far that Redis was away or is another one. It is none when an idle connection was closed and made
+        anew at once, on the same run of the server: nobody has missed anything."""
+        counts = self._counts
+        return counts.outages + counts.connect_failures if counts is not None else 0
+
     def unsettled(self) -> bool:
         """Whether Redis is away, for this process or maybe for another one, or was a moment ago."""
-        if self._manager is None:
+        counts = self._counts
+        if counts is None:
             return False
-        stats = self._manager.stats
-        if stats.lost + stats.connect_failures != self._troubles:
-            self._troubles = stats.lost + stats.connect_failures
+        if counts.outages + counts.connect_failures != self._noticed:
+            self._noticed = self.troubles
             self._troubled = self._memory.now()
             self._settled = self._troubled + SETTLE
         return self._settled != 0 and self._memory.now() < self._settled

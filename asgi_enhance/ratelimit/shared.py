@@ -38,11 +38,12 @@ Demands = tuple[Demand, ...]
 class _Lane:
     """The requests with the same demands: one call under way, the others waiting for the next."""
 
-    __slots__ = ("since", "waiting")
+    __slots__ = ("since", "troubles", "waiting")
 
     def __init__(self) -> None:
         self.waiting: list[asyncio.Future[Decision]] = []
         self.since = 0.0  # when the first of them came, by the loop's clock
+        self.troubles = 0  # there had been by then
 
 
 class RedisStore:
@@ -127,9 +128,9 @@ class RedisStore:
             return await self._join(lane)
         lane = self._lanes[demands] = _Lane()
         try:
-            before = time.monotonic()
+            before, troubles = time.monotonic(), self._share.troubles
             reply: list[int] = await self._within(self._budget.spend(self._hit(demands, 1)))
-            return self._decided(demands, 1, reply, before)[0]
+            return self._decided(demands, 1, reply, before, troubles)[0]
         finally:
             self._pass_on(lane, demands)
 
@@ -166,7 +167,7 @@ class RedisStore:
             raise RedisUnavailable(f"{self._max_waiting} requests are waiting for the same decision already")
         future: asyncio.Future[Decision] = self._loop.create_future()
         if not lane.waiting:
-            lane.since = self._loop.time()
+            lane.since, lane.troubles = self._loop.time(), self._share.troubles
         lane.waiting.append(future)
         return future
 
@@ -182,14 +183,15 @@ class RedisStore:
         group: list[asyncio.Future[Decision]] = []
         try:
             while lane.waiting:
-                deadline = lane.since + self._budget.seconds
+                deadline, troubles = lane.since + self._budget.seconds, lane.troubles
                 group, lane.waiting = [future for future in lane.waiting if not future.done()], []
                 if not group:  # all have been cancelled; nobody else pays for them
                     continue
                 try:
+                    self._check(troubles)
                     before = time.monotonic()
                     reply = await self._within(self._hit(demands, len(group)), deadline)
-                    answers = self._decided(demands, len(group), reply, before)
+                    answers = self._decided(demands, len(group), reply, before, troubles)
                 except RedisUnavailable as error:
                     for future in group:
                         _fail(future, str(error))
@@ -208,8 +210,9 @@ class RedisStore:
         reply: list[int] = await self._within(self._budget.spend(self._call(mode, demands, want, admitted)))
         return reply
 
-    def _decided(self, demands: Demands, want: int, reply: list[int], before: float) -> list[Decision]:
-        """What the script said, remembered where it has to be."""
+    def _decided(self, demands: Demands, want: int, reply: list[int], before: float, troubles: int) -> list[Decision]:
+        """What the script said to who asked then, remembered where it has to be."""
+        self._check(troubles)
         answers = decisions(demands, want, reply)
         last = answers[-1]
         if last.retry_after and self._deny_seconds and (last.reason == "ban" or not _strikes(demands)):
@@ -218,6 +221,12 @@ class RedisStore:
             self._denying = max(self._denying, min(until, before + self._deny_seconds))
         self._share.learn(demands, reply[0], reply[2::4], reply[3::4])
         return answers
+
+    def _check(self, troubles: int) -> None:
+        """RedisUnavailable if there has been trouble since: at the end of a new connection may be a Redis that knows
+        nothing, and it has to be told before it is asked."""
+        if self._share.troubles != troubles:
+            raise RedisUnavailable("redis is not the one that it was a moment ago", maybe_executed=True)
 
     async def tell(self, demands: Demands) -> None:
         """Tell Redis what it does not know of these."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,8 +23,13 @@ logger = logging.getLogger("asgi_enhance.redis")
 COMPLAINTS = 60.0
 """Seconds between two log lines on the same kind of refusal."""
 
+STEADY = 1.0
+"""Seconds a connection must have stood for its end to be an idle one's: a server that hangs up on everybody at once is
+not to be called again and again."""
+
 PING = pack(("PING",))
 ROLE = pack(("ROLE",))
+INFO = pack(("INFO", "server"))
 ASKING = pack(("ASKING",))
 
 
@@ -66,6 +72,8 @@ class Node:
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
         self._attempt: asyncio.Task[str] | None = None
+        self._run: bytes | None = None  # of the server: another one after each of its starts
+        self._dismissed = False  # the last connection was ended while it was idle, and there is no other yet
         self._refusal = ""
         self._complained: dict[str, float] = {}  # of which refusals, and when
         self._retired = False
@@ -123,18 +131,24 @@ class Node:
             raise RedisUnavailable(f"redis {self.label}: the manager was closed")
         if self.breaker.is_open:  # since this caller began to wait
             raise RedisUnavailable(self._refusal)
-        if self._attempt is None:
-            self._attempt = self._tasks.spawn(self._try(), name=f"redis connect {self.label}")
-        attempt = self._attempt
+        attempt = self._attempt or self._begin()
         await asyncio.wait((attempt,))
         reason = "the manager was closed" if attempt.cancelled() else attempt.result()
         if reason:
             raise RedisUnavailable(f"redis {self.label}: {reason}")
 
+    def _begin(self) -> asyncio.Task[str]:
+        self._attempt = self._tasks.spawn(self._try(), name=f"redis connect {self.label}")
+        return self._attempt
+
     async def _try(self) -> str:
         """One attempt to connect; why it failed, if it did."""
         try:
-            self.pipeline = await self._dial()
+            pipeline = await self._dial()
+            if self._retired:
+                pipeline.discard("the manager was closed")
+                return "the manager was closed"
+            self.pipeline = pipeline
         except RedisUnavailable as error:
             self._failed(str(error))
             return str(error)
@@ -143,13 +157,25 @@ class Node:
         return ""
 
     async def _dial(self) -> Pipeline:
+        run = None
         try:
             connection = await self._connect()
+            self._stats.connects += 1
+            pipeline = self._pipeline(connection)
+            run = await _run_of(pipeline)
+            if self._demoted:
+                await self._ask_role(pipeline)
         except RedisUnavailable:
             self._stats.connect_failures += 1
             raise
-        self._stats.connects += 1
-        pipeline = Pipeline(
+        finally:
+            if self._dismissed:  # was it a mere reconnect, or is it another server, or a new start of this one?
+                self._stats.outages += run is None or run != self._run
+            self._dismissed, self._run = False, run
+        return pipeline
+
+    def _pipeline(self, connection: AbstractConnection) -> Pipeline:
+        return Pipeline(
             connection,
             label=self.label,
             timeout=self._command_timeout,
@@ -159,9 +185,6 @@ class Node:
             on_refused=self._refused,
             on_lost=self._lost,
         )
-        if self._demoted:
-            await self._ask_role(pipeline)
-        return pipeline
 
     async def _ask_role(self, pipeline: Pipeline) -> None:
         """A replica answers reads and PINGs, so that it would be found in service, and out of it, time and again."""
@@ -184,6 +207,8 @@ class Node:
 
     def _refused(self, code: str, words: str) -> None:
         """Callers go on without Redis, as when it is away; but here somebody has to do something."""
+        if code == "NOPERM" and self.pipeline is None:
+            return  # that was our own question, which we can do without
         now = self._loop.time()
         if now - self._complained.get(code, -COMPLAINTS) >= COMPLAINTS:
             self._complained[code] = now
@@ -191,9 +216,17 @@ class Node:
 
     def _lost(self, pipeline: Pipeline, reason: str) -> None:
         self._demoted = self._demoted or pipeline.demoted
-        if self.pipeline is pipeline:
-            self.pipeline = None
-            self._stats.lost += 1
+        if self.pipeline is not pipeline:
+            return
+        self.pipeline = None
+        self._stats.lost += 1
+        if pipeline.dismissed and self._loop.time() - pipeline.since >= STEADY:
+            # Idle for too long, perhaps. Whether the server is still there we see ourselves: nobody may ask for long.
+            self._dismissed = True
+            if self._attempt is None:
+                self._begin()
+        else:
+            self._stats.outages += 1
             self._failed(reason)
 
     def _failed(self, reason: str) -> None:
@@ -226,6 +259,22 @@ class Node:
             logger.warning("redis %s is available again after %.1f s", self.label, was_open)
 
 
+async def _run_of(pipeline: Pipeline) -> bytes | None:
+    """What tells a server from itself after a restart; None if it does not say."""
+    try:
+        said = await pipeline.send(INFO)
+    except RedisError:  # it is not permitted
+        return None
+    except RedisUnavailable:
+        pipeline.discard("it does not answer")
+        raise
+    except BaseException:
+        pipeline.discard("the manager was closed")
+        raise
+    found = _RUN.search(said) if isinstance(said, bytes) else None
+    return found[1] if found else None
+
+
 def _send(pipeline: Pipeline, command: bytes, asking: bool) -> asyncio.Future[Any]:
     if asking:
         pipeline.send(ASKING).add_done_callback(_ignore)
@@ -237,4 +286,5 @@ def _ignore(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
+_RUN = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _rng = random.Random()

@@ -87,6 +87,8 @@ class Pipeline(asyncio.Protocol):
         self._closed = False
         self.retired = False  # takes no more commands
         self.demoted = False  # the server takes no writes
+        self.dismissed = False  # ended by the server while no reply was due
+        self.since = self._loop.time()
         self._waiting: deque[asyncio.Future[Any]] = deque()  # one for each command not answered, oldest first
         self._unsent: list[bytes] = []  # the commands of this turn of the loop: the tail of `_waiting`
         self._written = 0  # commands written, ever
@@ -182,9 +184,13 @@ class Pipeline(asyncio.Protocol):
             self._admit()
         self._on_reply()
 
+    def eof_received(self) -> None:
+        # At once, and not when the transport has closed: what would be written until then can still go elsewhere.
+        self._ended(None)
+
     def connection_lost(self, error: Exception | None) -> None:
         self._wire.lost()
-        self.discard("the connection was closed" + (f": {error}" if error else ""))
+        self._ended(error)
 
     def pause_writing(self) -> None:
         self.full = self._paused = True
@@ -194,6 +200,10 @@ class Pipeline(asyncio.Protocol):
         self._admit()
 
     # inside
+
+    def _ended(self, error: Exception | None) -> None:
+        self.dismissed = not self._closed and len(self._waiting) == len(self._unsent)
+        self.discard("the connection was closed" + (f": {error}" if error else ""))
 
     def _error(self, future: asyncio.Future[Any], reply: Exception) -> None:
         self._stats.errors += not isinstance(reply, _REDIRECTION)

@@ -17,6 +17,7 @@ class RedisStats:
     connects: int = 0  # connections made
     connect_failures: int = 0
     lost: int = 0  # connections that broke or timed out
+    outages: int = 0  # of these, after which Redis was not there again at once, the same as before
     opened: int = 0  # times a breaker opened
     scripts_loaded: int = 0  # scripts sent in full
     messages: int = 0  # received by subscriptions

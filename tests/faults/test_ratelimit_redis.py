@@ -119,6 +119,7 @@ async def test_when_redis_is_back_it_decides_again(private_redis: RedisServer) -
         async with asyncio.timeout(10):
             while (await limiter.hit("b")).degraded:  # noqa: ASYNC110 nothing tells when it is back
                 await asyncio.sleep(0.02)
+        assert not any(decision.degraded for decision in await asyncio.gather(*(limiter.hit("c") for _ in range(3))))
 
 
 async def test_a_flushed_script_is_sent_again(redis: RedisManager) -> None:

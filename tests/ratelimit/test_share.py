@@ -47,7 +47,7 @@ class World:
         self.up = False
         for process in self.processes:
             process.manager.available = False
-            process.manager.stats.lost += 1
+            process.manager.stats.outages += 1
 
     def comes(self, *, empty: bool) -> None:
         self.up = True
@@ -76,7 +76,7 @@ class Process:
 
     def __init__(self, world: World, workers: int) -> None:
         self.world = world
-        self.manager = SimpleNamespace(available=True, stats=SimpleNamespace(lost=0, connect_failures=0))
+        self.manager = SimpleNamespace(available=True, stats=SimpleNamespace(outages=0, connect_failures=0))
         memory = MemoryStore(Stats(), clock=lambda: world.now * 1000)
         self.share = Share(memory, Stats(), self.manager, workers=workers, on_error="local", max_keys=100)
         self.heard = 0
@@ -325,7 +325,7 @@ def test_an_outage_is_not_over_before_redis_is_available(client: Redis) -> None:
 
 
 def test_what_is_untold_is_nothing_for_the_garbage_collector_to_walk() -> None:
-    manager: Any = SimpleNamespace(available=False, stats=SimpleNamespace(lost=1, connect_failures=0))
+    manager: Any = SimpleNamespace(available=False, stats=SimpleNamespace(outages=1, connect_failures=0))
     share = Share(MemoryStore(Stats()), Stats(), manager, workers=1, on_error="local", max_keys=2000)
     gc.collect()
     before = len(gc.get_objects())
@@ -337,7 +337,7 @@ def test_what_is_untold_is_nothing_for_the_garbage_collector_to_walk() -> None:
 
 
 def test_what_did_not_fit_the_share_is_not_given_back_to_it() -> None:
-    manager: Any = SimpleNamespace(available=True, stats=SimpleNamespace(lost=1, connect_failures=0))
+    manager: Any = SimpleNamespace(available=True, stats=SimpleNamespace(outages=1, connect_failures=0))
     memory = MemoryStore(Stats(), clock=lambda: 1000 * SECOND)  # a machine that has just started
     share = Share(memory, Stats(), manager, workers=1, on_error="local", max_keys=10)
     demands = (Demand(Quota(1, 60 * MINUTE), "a"),)
@@ -351,7 +351,7 @@ def test_what_did_not_fit_the_share_is_not_given_back_to_it() -> None:
 
 def test_what_is_not_told_for_a_window_is_forgotten_a_little_at_a_time() -> None:
     now = 10**15
-    manager: Any = SimpleNamespace(available=False, stats=SimpleNamespace(lost=1, connect_failures=0))
+    manager: Any = SimpleNamespace(available=False, stats=SimpleNamespace(outages=1, connect_failures=0))
     memory = MemoryStore(Stats(), clock=lambda: now * 1000)
     share = Share(memory, Stats(), manager, workers=1, on_error="local", max_keys=10)
     for i in range(25):

@@ -31,8 +31,11 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def scripted(*scripts: Script) -> AsyncIterator[str]:
-    """A server that plays `scripts`, one a connection (the last for all further ones), after the greetings; its URL."""
+async def scripted(*scripts: Script, asked_for_run: bool = True) -> AsyncIterator[str]:
+    """A server that plays `scripts`, one a connection (the last for all further ones), after the greetings; its URL.
+
+    asked_for_run: connections are those of a node, which asks for the server's run first.
+    """
     connections = 0  # so far
     tasks: set[asyncio.Task[None]] = set()
 
@@ -47,6 +50,9 @@ async def scripted(*scripts: Script) -> AsyncIterator[str]:
             for _ in range(2):  # CLIENT SETINFO, twice
                 await command(reader)
                 writer.write(b"+OK\r\n")
+            if asked_for_run:
+                assert await command(reader) == [b"INFO", b"server"]
+                writer.write(b"$14\r\nrun_id:1234567\r\n")
             await play(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -12,24 +13,30 @@ from redis.exceptions import ResponseError
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.errors import RedisUnavailable
+from asgi_enhance.redis import node as node_module
 from asgi_enhance.redis.breaker import Backoff, Breaker
 from asgi_enhance.redis.dial import Dialer
 from asgi_enhance.redis.node import Node
 from asgi_enhance.redis.stats import RedisStats
 from asgi_enhance.redis.wire import pack
 from asgi_enhance.testing.servers import RedisServer
-from tests.redis.helpers import until
+from tests.redis.helpers import command, patient, scripted, until
 
 INCR = pack(("INCR", "n"))
 
 
 @asynccontextmanager
 async def node_of(
-    server: RedisServer, *, max_in_flight: int = 100, command_timeout: float = 2.0, backoff: Backoff | None = None
+    server: RedisServer,
+    *,
+    max_in_flight: int = 100,
+    command_timeout: float = 2.0,
+    backoff: Backoff | None = None,
+    user: dict[str, str] | None = None,
 ) -> AsyncIterator[Node]:
     tasks = Tasks()
     node = Node(
-        Dialer({"host": "127.0.0.1", "port": server.port}, timeout=2.0).connect,
+        Dialer({"host": "127.0.0.1", "port": server.port, **(user or {})}, timeout=2.0).connect,
         label="here",
         connect_timeout=2.0,
         command_timeout=command_timeout,
@@ -82,6 +89,14 @@ async def test_a_node_that_is_closed_lets_nobody_wait_and_connects_no_more(priva
         assert node.pipeline is None
         with pytest.raises(RedisUnavailable, match="was closed"):
             await node.call(INCR, idempotent=False)
+
+
+async def test_a_node_that_is_closed_while_it_connects_keeps_no_connection(private_redis: RedisServer) -> None:
+    async with node_of(private_redis) as node:
+        attempt = node._begin()
+        await node.aclose()
+        assert await attempt == "the manager was closed"
+        assert node.pipeline is None
 
 
 async def test_a_caller_who_leaves_when_it_is_his_turn_gives_it_to_the_next(private_redis: RedisServer) -> None:
@@ -187,3 +202,68 @@ async def test_a_missing_password_is_complained_of_though_each_connection_stands
                 with pytest.raises((RedisUnavailable, ResponseError)):
                     await node.call(command, idempotent=False)
     assert caplog.text.count("redis here refuses commands: NOAUTH") == 1
+
+
+async def test_a_connection_that_is_closed_while_it_is_idle_is_made_anew_at_once_and_nothing_has_happened(
+    private_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "STEADY", 0.0)
+    async with node_of(private_redis) as node:
+        await node.call(INCR, idempotent=False)
+        for times in range(1, 6):
+            private_redis.call("CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda times=times: node._stats.lost == times and node.pipeline)  # type: ignore[misc]
+        assert (node._stats.lost, node._stats.outages, node.breaker.failures) == (5, 0, 0)
+        assert await node.call(INCR, idempotent=False) == 2
+    assert node._stats.connects == 6
+
+
+async def test_when_the_server_does_not_tell_its_run_it_may_be_another_one(
+    private_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(node_module, "STEADY", 0.0)
+    private_redis.call("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-info")
+    async with node_of(private_redis, user={"username": "app", "password": "secret"}) as node:
+        await node.call(INCR, idempotent=False)
+        private_redis.call("CLIENT", "KILL", "TYPE", "normal")
+        await until(lambda: node._stats.outages)
+        assert (node._stats.lost, node._stats.outages) == (1, 1)
+    assert not caplog.messages
+
+
+async def test_a_connection_that_is_closed_while_a_reply_is_due_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def takes_and_hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await command(reader)
+
+    monkeypatch.setattr(node_module, "STEADY", 0.0)
+    async with scripted(takes_and_hangs_up) as url, patient(url) as manager:
+        with pytest.raises(RedisUnavailable):
+            await manager.execute("INCR", "n")
+        assert (manager.stats.lost, manager.stats.outages) == (1, 1)
+
+
+async def test_a_server_that_hangs_up_as_soon_as_it_has_answered_is_not_called_again_before_somebody_asks() -> None:
+    async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await command(reader)
+        writer.write(b"+OK\r\n")
+
+    async with scripted(hangs_up) as url, patient(url) as manager:
+        for times in (1, 2):
+            assert await manager.execute("SET", "a", 1) == b"OK"
+            await until(lambda times=times: manager.stats.lost == times)  # type: ignore[misc]
+            assert (manager.stats.connects, manager.stats.outages) == (times, times)
+
+
+async def test_what_is_not_written_yet_when_the_end_is_seen_goes_out_on_the_next_connection(
+    private_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "STEADY", 0.0)
+    async with node_of(private_redis) as node:
+        await node.call(INCR, idempotent=False)
+        assert node.pipeline is not None
+        socket = node.pipeline._wire._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        private_redis.call("CLIENT", "KILL", "TYPE", "normal")
+        select.select([socket.fileno()], [], [])  # the end is here; the loop has not looked yet
+        await asyncio.sleep(0)  # it does so right after this
+        assert await node.call(INCR, idempotent=False) == 2
+        assert (node._stats.repeated, node._stats.outages) == (1, 0)

@@ -68,7 +68,7 @@ async def test_a_sentinel_that_does_not_know_of_a_failover_yet_is_not_believed(w
         writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%s\r\n" % (len(port), port))
         await reader.read()
 
-    async with scripted(names) as url:
+    async with scripted(names, asked_for_run=False) as url:
         place = url.removeprefix("redis://").removesuffix("/0")
         async with patient(f"redis+sentinel://{place}/main/0") as manager:
             with pytest.raises(RedisUnavailable, match="is a slave"):
@@ -93,7 +93,7 @@ async def test_the_sentinel_that_knew_is_asked_first_the_next_time(watched: Watc
         writer.write(b"*-1\r\n")
         await reader.read()
 
-    async with scripted(ignorant) as url:
+    async with scripted(ignorant, asked_for_run=False) as url:
         first = url.removeprefix("redis://").removesuffix("/0")
         async with patient(watched.sentinel.sentinel_url.replace("://", f"://{first},")) as manager:
             for times in range(1, 4):

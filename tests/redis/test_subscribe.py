@@ -153,7 +153,7 @@ async def test_a_connection_that_falls_silent_is_noticed() -> None:
         writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n")
 
     got: list[bytes] = []
-    async with scripted(falls_silent, stays) as url, patient(url, silence=0.15) as manager:
+    async with scripted(falls_silent, stays, asked_for_run=False) as url, patient(url, silence=0.15) as manager:
         subscription = manager.subscribe("c", got.append, lambda: got.append(b"gap"))
         await subscription.ready()
         await until(lambda: got == [b"gap", b"back"])
@@ -221,7 +221,7 @@ async def test_a_server_that_takes_connections_and_drops_them_is_not_stormed() -
         nonlocal connections
         connections += 1
 
-    async with scripted(drop) as url, patient(url, probe_delay=0.1) as manager:
+    async with scripted(drop, asked_for_run=False) as url, patient(url, probe_delay=0.1) as manager:
         manager.subscribe("c", print)
         await asyncio.sleep(0.4)
         assert 1 <= connections <= 6
@@ -239,7 +239,7 @@ async def test_a_server_that_knows_no_subscriptions_is_not_stormed(
         await command(reader)
         writer.write(answer)
 
-    async with scripted(refuse) as url, patient(url, probe_delay=0.1) as manager:
+    async with scripted(refuse, asked_for_run=False) as url, patient(url, probe_delay=0.1) as manager:
         manager.subscribe("c", print)
         await asyncio.sleep(0.4)
         assert 1 <= connections <= 6
