@@ -269,6 +269,8 @@ class RateLimiter(Resource[Any]):
             held = self._share.hold(demands)
             if held is None or held.allowed:
                 return self.stats.count(await store.hit(demands))
+            self.stats.unavailable += 1
+            return self._share.sooner(self._share.hit(demands))
         except RedisUnavailable:
             pass
         finally:

@@ -152,6 +152,14 @@ class Share:
             self._settled = self._troubled + SETTLE
         return self._settled != 0 and self._memory.now() < self._settled
 
+    def sooner(self, refused: Decision) -> Decision:
+        """What this share alone has refused although Redis is back: it may be admitted when that is settled."""
+        left = max(0.0, (self._settled - self._memory.now()) / SECOND)
+        if refused.retry_after is not None and refused.retry_after > left:
+            refused.retry_after = left
+            refused.standings = tuple(replace(one, reset=min(one.reset, left)) for one in refused.standings)
+        return refused
+
     def hold(self, demands: tuple[Demand, ...]) -> Decision | None:
         """Take from the shares until `release`; None if none of the demands is about a share."""
         parts = self._local(demands)
@@ -217,6 +225,10 @@ class Share:
             return self._stats.count(Decision(True, degraded=True))
         decision = decide(tuple(replace(d, quota=self._part(d.quota)) if d.role == TAKE else d for d in local))
         decision.degraded = True
+        if decision.reason == "cost" and all(demand.cost <= demand.quota.capacity for demand in local):
+            # Too much for a share, and not for Redis: when that is back.
+            later = max(RETRY_UNAVAILABLE, (self._settled - self._memory.now()) / SECOND)
+            decision.reason, decision.retry_after = "quota", later
         return decision
 
     def _mode(self, demand: Demand) -> str:

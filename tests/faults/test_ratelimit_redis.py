@@ -122,6 +122,35 @@ async def test_when_redis_is_back_it_decides_again(private_redis: RedisServer) -
         assert not any(decision.degraded for decision in await asyncio.gather(*(limiter.hit("c") for _ in range(3))))
 
 
+async def test_who_is_refused_by_a_share_while_redis_is_back_may_ask_redis_when_that_is_settled(
+    redis: RedisManager,
+) -> None:
+    async with RateLimiter("4/minute", redis=redis, budget=2.0, expected_workers=2) as limiter:
+        for _ in range(2):
+            assert (await limiter.hit("a")).allowed
+        redis.stats.outages += 1
+        refused = await limiter.hit("a")
+        assert (refused.allowed, refused.degraded) == (False, True)
+        assert 4 < (refused.retry_after or 0) <= 5
+        assert 4 < refused.standings[0].reset <= 5
+
+
+async def test_while_redis_is_away_who_is_refused_comes_back_when_the_share_has_room() -> None:
+    async with RedisManager(NOBODY) as redis, RateLimiter("4/minute", redis=redis, expected_workers=2) as limiter:
+        while redis.available:
+            await limiter.hit("warm")
+        refused = [await limiter.hit("a") for _ in range(3)][-1]
+        assert (refused.retry_after or 0) > 50
+
+
+async def test_what_is_too_much_for_a_share_and_not_for_redis_is_worth_another_try() -> None:
+    async with RateLimiter("100/minute", redis=RedisManager(NOBODY), expected_workers=4) as limiter:
+        dear, never = await limiter.hit("a", cost=30), await limiter.hit("a", cost=101)
+        assert (dear.allowed, dear.reason, dear.violated) == (False, "quota", ("default",))
+        assert 1 <= (dear.retry_after or 0) <= 5
+        assert (never.allowed, never.reason, never.retry_after) == (False, "cost", None)
+
+
 async def test_a_flushed_script_is_sent_again(redis: RedisManager) -> None:
     async with RateLimiter("5/minute", redis=redis, budget=2.0) as limiter:
         await limiter.hit("a")
