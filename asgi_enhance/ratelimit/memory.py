@@ -127,6 +127,13 @@ class MemoryStore:
         """Take, whether it fits or not; what is used by then."""
         return self._take(quota, identity, cost, self.now())
 
+    def charge(self, quota: Quota, identity: str, cost: int) -> None:
+        """`take`, and who has no room left by that is limited from now on: newcomers do not make him be forgotten."""
+        now = self.now()
+        usage = self._take(quota, identity, cost, now)
+        if (room := usage.room(quota)) < 1:
+            usage.blocked = now + usage.reset(quota, room, now)
+
     def refund(self, demands: Iterable[Demand], admitted: int) -> None:
         """Give back what was admitted at `admitted`, as far as it still counts."""
         now = self.now()

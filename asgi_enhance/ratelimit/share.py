@@ -112,7 +112,7 @@ class Share:
     def charge(self, demands: tuple[Demand, ...], *, told: bool) -> None:
         """Take, whether it fits or not; `told`: from Redis, too."""
         for part in self._local(demands):
-            self._memory.take(part.quota, part.identity, part.cost)
+            self._memory.charge(part.quota, part.identity, part.cost)
             if self._manager is not None and not told:
                 self._note(part)
 

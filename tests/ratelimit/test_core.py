@@ -195,3 +195,11 @@ async def test_a_charge_in_memory_is_of_the_whole_limit_however_many_workers_the
     wait = (await limiter.peek("a")).retry_after
     assert wait is not None
     assert 24 < wait < 25
+
+
+async def test_who_was_charged_his_last_unit_is_not_forgotten_while_others_are_sprayed() -> None:
+    limiter = RateLimiter("2/minute", max_keys=10)
+    await limiter.charge(limiter.demands("victim", "api", 5))
+    for i in range(1000):
+        await limiter.hit(f"{i}")
+    assert not await limiter.is_allowed("victim")
