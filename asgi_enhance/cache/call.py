@@ -220,7 +220,7 @@ class Call:
         kept = await cache.store(self._request, entry, self._fetch)
         fresh = cache.clock() < entry.fresh_until
         if kept and fresh:
-            cache.forget_pass(cache.flight_name(self._request))
+            cache.forget_pass(self._request)
         if self._leads is not None:
             # Who waits for another query, since both were one until now, is not to get it, nor is who has come since it
             # was outdated; but they need not go alone either

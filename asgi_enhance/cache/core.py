@@ -229,8 +229,9 @@ class Cache(ValueCache[R], Generic[R]):
         if self.hit_for_miss:
             self._passes.put(hash(name), self.clock() + self.hit_for_miss)
 
-    def forget_pass(self, name: Hashable) -> None:
-        self._passes.pop(hash(name), None)
+    def forget_pass(self, request: Request) -> None:
+        if self._passes:
+            self._passes.pop(hash(self.flight_name(request)), None)
 
     # -- what subclasses say --------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class Slot(Shelf):
 
     __slots__ = ("_uses", "entries", "kept_until", "size", "varies", "visited")
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         self.entries: dict[Variant, Entry] = {}
         self.varies: tuple[VaryNames, ...] = ()
@@ -42,7 +42,7 @@ class Slot(Shelf):
         self._uses: dict[VaryNames, int] = {}  # by how many entries: there may be thousands
         self.kept_until = 0.0
         """When the last of all that were kept here will have expired, even if that one has gone before."""
-        self.size = _size_of(place)
+        self.size = size
         self.visited = False
 
     def select(self, request: Request) -> Entry | None:
@@ -64,21 +64,24 @@ class Slot(Shelf):
         self.kept_until = max(self.kept_until, entry.kept_until)
         names = variant[0]
         self._uses[names] = self._uses.get(names, 0) + 1
-        self._settle((names, *self.varies))
+        if self.varies[:1] != (names,):
+            self.varies = (names, *[other for other in self.varies if other != names])
+        self._settle()
 
     def remove(self, variant: Variant) -> None:
         self._drop(variant)
-        self._settle(self.varies)
+        self._settle()
 
     def _drop(self, variant: Variant) -> None:
         self.size -= self.entries.pop(variant).size
-        self._uses[variant[0]] -= 1
+        names = variant[0]
+        self._uses[names] -= 1
+        if not self._uses[names]:
+            del self._uses[names]
+            self.varies = tuple([other for other in self.varies if other != names])
 
-    def _settle(self, varies: tuple[VaryNames, ...]) -> None:
+    def _settle(self) -> None:
         self.sent = (None, 0, [])
-        self.varies = tuple(names for names in dict.fromkeys(varies) if self._uses[names])
-        for gone in self._uses.keys() - self.varies:
-            del self._uses[gone]
         self.only = self.entries.get(PLAIN) if len(self.entries) == 1 else None
 
 
@@ -178,11 +181,12 @@ class MemoryCache(Cache[Running]):
 
     def put(self, request: Request, entry: Entry) -> bool:
         size, place = entry.size, request.place
-        if size + _size_of(place) > self.max_bytes:
+        its_own = _size_of(place)
+        if size + its_own > self.max_bytes:
             return False
         slot = self._kept.get(place)
         if slot is None:
-            slot = Slot(place)
+            slot = Slot(its_own)
             if request.partition:
                 self._apart.setdefault(request.key, set()).add(place)
         else:

@@ -32,6 +32,9 @@ _IMF: Final = re.compile(rb"(?:mon|tue|wed|thu|fri|sat|sun), (\d\d) %b (\d{4}) %
 _RFC850: Final = re.compile(rb"(?:mon|tues|wednes|thurs|fri|satur|sun)day, (\d\d)-%b-(\d\d) %b gmt" % (_MONTH, _TIME))
 _ASCTIME: Final = re.compile(rb"(?:mon|tue|wed|thu|fri|sat|sun) %b ([ \d]\d) %b (\d{4})" % (_MONTH, _TIME))
 
+USUAL: Final = 29
+"""How long an IMF-fixdate is, in bytes."""
+
 _MEMBER: Final = re.compile(rb'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -43,6 +46,17 @@ Directives = Mapping[str, int | frozenset[bytes] | None]
 
 def http_date(value: bytes, now: float) -> float | None:
     """Seconds since the epoch, or None if `value` is not an HTTP-date."""
+    usual = _usual_date(value) if len(value) == USUAL else None
+    return usual if usual is not None else _date(value, now)
+
+
+@lru_cache(1024)
+def _usual_date(value: bytes) -> float | None:
+    """The form that all should use; responses of one second bear the same date."""
+    return _date(value, 0.0) if _IMF.fullmatch(value.lower()) else None
+
+
+def _date(value: bytes, now: float) -> float | None:
     text = value.strip().lower()
     if match := _IMF.fullmatch(text):
         day, month, year, hour, minute, second = match.groups()

@@ -4,7 +4,6 @@ The response decides, by what it says of itself; a rule of the operator speaks o
 What is refused is refused with a word that says why, which Cache-Status shows as its `detail`.
 """
 
-import re
 from collections.abc import Callable
 from typing import Final
 
@@ -87,9 +86,7 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
 
     strict = options.invalid_age == "stale"
     age = freshness.initial_age(index.get(b"age", ()), date, response.requested, now, strict=strict)
-    veto = not directives.keys().isdisjoint(
-        {"must-revalidate"} if options.private else {"must-revalidate", "proxy-revalidate", "s-maxage"}
-    )
+    veto = not (_VETO if options.private else _SHARED_VETO).isdisjoint(directives)
     no_cache = directives.get("no-cache", False) is None
     etag = next(iter(index.get(b"etag", ())), None)
     swr, sie = (swr or 0.0, sie or 0.0) if not (veto or no_cache) else (0.0, 0.0)
@@ -183,9 +180,10 @@ def _obstacle(
         return "private"
     if options.set_cookie == "refuse" and not _COOKIES.isdisjoint(index):
         return "set-cookie"
-    for name, value in response.headers:
-        if not name or _UNSAFE_BYTES.search(name) or _UNSAFE_BYTES.search(value):
-            return "invalid-field"
+    parts = [part for field in response.headers for part in field]
+    text = b"".join(parts)
+    if b"" in parts[::2] or b"\n" in text or b"\r" in text or b"\0" in text:
+        return "invalid-field"
     return _personal(request, index, directives, options) if shared else None
 
 
@@ -219,7 +217,7 @@ def _vary(index: Index, rule: CacheRule | None) -> vary.VaryNames | None:
     lines = index.get(b"vary", ())
     if rule is not None:
         lines = (*lines, *rule.nominated)
-    return vary.names(lines)
+    return vary.names(lines) if lines else ()
 
 
 def _is_event_stream(index: Index) -> bool:
@@ -243,6 +241,8 @@ def _qualified(directives: Directives) -> frozenset[bytes]:
 
 
 def _tags(request: Request, index: Index, rule: CacheRule | None) -> tuple[str, ...]:
+    if rule is None and _TAGGING.isdisjoint(index):
+        return ()
     groups = fields.strings(index.get(b"cache-groups", ()))
     tags = [group_tag(request.origin, group) for group in groups]
     for line in index.get(b"surrogate-key", ()):
@@ -258,5 +258,7 @@ def group_tag(origin: str, group: str) -> str:
     return f"{origin} {group}"
 
 
+_VETO: Final = frozenset({"must-revalidate"})
+_SHARED_VETO: Final = frozenset({"must-revalidate", "proxy-revalidate", "s-maxage"})
+_TAGGING: Final = frozenset({b"cache-groups", b"surrogate-key", b"cache-tag"})
 _COOKIES: Final = frozenset({b"set-cookie", b"set-cookie2"})
-_UNSAFE_BYTES: Final = re.compile(rb"[\r\n\0]")

@@ -7,9 +7,10 @@ and are never joined, so that no value can pretend to be two.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from asgi_enhance.asgi.types import RawHeaders
-from asgi_enhance.cache.policy.fields import members
+from asgi_enhance.cache.policy.fields import REMEMBERED, members
 
 VaryNames = tuple[bytes, ...]
 VaryValues = tuple[bytes | None, ...]
@@ -39,12 +40,20 @@ def values(vary: VaryNames, headers: RawHeaders, encodings: tuple[bytes, ...]) -
 def _normalised(name: bytes, lines: list[bytes] | None, encodings: tuple[bytes, ...]) -> bytes | None:
     if lines is None:
         return None
+    if name == b"accept-encoding" and encodings and len(lines) == 1 and len(lines[0]) <= REMEMBERED:
+        return _accept_encoding_line(lines[0], encodings)
     value = b",".join([part.strip() for line in lines for part in line.split(b",")])
     if name == b"accept-encoding" and encodings:
         return _accept_encoding(value, encodings)
     if name == b"accept-language":
         return _QVALUE.sub(b";q=", value.lower())
     return value
+
+
+@lru_cache(1024)
+def _accept_encoding_line(line: bytes, encodings: tuple[bytes, ...]) -> bytes:
+    """Browsers say the same few things all day."""
+    return _accept_encoding(line, encodings)
 
 
 def _accept_encoding(value: bytes, encodings: tuple[bytes, ...]) -> bytes:
