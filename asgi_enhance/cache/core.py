@@ -35,9 +35,11 @@ MAX_SAID_BEFORE: Final = 4
 class Shelf:
     """A place for the one entry of a URL, and for its fields as they were last sent."""
 
-    __slots__ = ("only", "sent")
+    __slots__ = ("only", "path", "sent")
 
     def __init__(self) -> None:
+        self.path = ""
+        """That of the request it was made for."""
         self.only: Entry | None = None
         self.sent: tuple[object, int, Headers] = (None, 0, [])
         """By whom, at which age, and the fields."""

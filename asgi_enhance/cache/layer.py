@@ -18,7 +18,7 @@ from asgi_enhance.cache.policy import invalidation, status
 from asgi_enhance.cache.policy.conditional import asking
 from asgi_enhance.cache.policy.options import RISKY_HEADERS, Options
 from asgi_enhance.cache.policy.reuse import DIRECTIVES
-from asgi_enhance.cache.request import WATCHED, Key, Request
+from asgi_enhance.cache.request import WATCHED, Key, Request, says
 from asgi_enhance.cache.rules import CacheRule, field_names
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked
@@ -164,10 +164,10 @@ class CacheMiddleware:
         if url is not None and (shelf := self._find(url)) is not None:
             entry = shelf.only
             if entry is None:
-                if not self._rules:
+                if not self._rules and says(url[3], scope["path"]):
                     await Passing(self, scope, receive, send, url).run()
                     return
-            elif (now := self._clock()) < entry.fresh_until and not entry.purged:
+            elif (now := self._clock()) < entry.fresh_until and shelf.path == scope["path"] and not entry.purged:
                 self.stats.hits += 1
                 by, age, headers = shelf.sent
                 if by is not self or age != int(now - entry.born):
@@ -175,7 +175,7 @@ class CacheMiddleware:
                 await send({"type": "http.response.start", "status": entry.status, "headers": headers.copy()})
                 await send({"type": "http.response.body", "body": entry.body})
                 return
-        request = self.request(scope, url)
+        request = self.request(scope, url if url is not None and says(url[3], scope["path"]) else None)
         exchange = Exchange(self, scope, receive, send, request)
         self.cache.simplify(request)
         if method in ("GET", "HEAD"):
@@ -190,7 +190,10 @@ class CacheMiddleware:
         return Request(scope, self._namespace, self._partition_by, self.options.encodings, url)
 
     def _plain(self, scope: Scope) -> Key | None:
-        """The URL of a request that asks for nothing but the response, in one look; `Request` reads the others."""
+        """The URL of a request that asks for nothing but the response, in one look; `Request` reads the others.
+
+        Whether the path is still what the client wrote is for who uses it to look.
+        """
         host, watched = None, WATCHED  # a local name is found faster, and this is asked of every header
         for field in scope["headers"]:
             if field[0] in watched:

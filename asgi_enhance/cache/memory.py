@@ -192,6 +192,7 @@ class MemoryCache(Cache[Running]):
         else:
             assert type(slot) is Slot
             self._bytes -= slot.size
+        slot.path = request.path
         slot.put((entry.vary, entry.vary_values), entry, size, self.max_variants)
         while slot.size > self.max_bytes:
             slot.remove(next(iter(slot.entries)))

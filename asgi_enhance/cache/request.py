@@ -1,13 +1,14 @@
 """What the cache needs to know of a request: its key, its cache-related fields, whether it may be answered at all.
 
 The key is a tuple of bytes as the client wrote them. Nothing is decoded, normalised or joined, so two URLs share an
-entry only if they are the same URL: `/a%2Fb` is not `/a/b`, `/a/` is not `/a`, and the host is part of it.
+entry only if they are the same URL: `/a%2Fb` is not `/a/b`, `/a/` is not `/a`, and the host is part of it. Where a
+layer further out has changed the path, for this client perhaps, what the app is asked for is part of it, too.
 """
 
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 from asgi_enhance.asgi.types import RawHeaders, Scope
 from asgi_enhance.cache.policy.fields import Directives, cache_control
@@ -49,7 +50,19 @@ class Request:
     plain: bool
     """No field asks for anything but the response itself."""
 
-    __slots__ = ("_directives", "encodings", "fence", "fields", "headers", "key", "method", "partition", "plain", "url")
+    __slots__ = (
+        "_directives",
+        "encodings",
+        "fence",
+        "fields",
+        "headers",
+        "key",
+        "method",
+        "partition",
+        "path",
+        "plain",
+        "url",
+    )
 
     def __init__(
         self,
@@ -60,6 +73,7 @@ class Request:
         url: Key | None = None,
     ) -> None:
         self.method: str = scope["method"]
+        self.path: str = scope["path"]
         self.headers: RawHeaders = scope["headers"]
         self.encodings = encodings
         self._directives: Directives | None = None
@@ -77,12 +91,11 @@ class Request:
                 fields[name] = fields[name] + b", " + value if name in fields else value
         host = fields.pop(b"host", None)
         self.plain = not fields
-        raw_path = scope.get("raw_path")
         self.url = self.key = (
             namespace,
             scope.get("scheme", "http"),
             host.lower() if host is not None else _server(scope),
-            raw_path.partition(b"?")[0] if raw_path is not None else quote(scope["path"]).encode("ascii"),
+            _path(scope),
             scope.get("query_string", b""),
         )
         if partition_by:
@@ -140,6 +153,26 @@ def _partition(headers: RawHeaders, names: Sequence[bytes]) -> Partition:
 _OWN_CONDITIONS = frozenset({b"if-match", b"if-modified-since", b"if-none-match", b"if-unmodified-since", b"range"})
 
 
+def _path(scope: Scope) -> bytes:
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        return quote(scope["path"]).encode("ascii")
+    raw = raw.partition(b"?")[0]
+    path: str = scope["path"]
+    return raw if says(raw, path) else raw + _REWRITTEN + path.encode("utf-8", "replace")
+
+
+def says(raw: bytes, path: str) -> bool:
+    """Whether the path is what the client wrote, or its end: Litestar takes its mounts away, and adds a slash."""
+    if raw.decode("latin-1") == path:
+        return True
+    return unquote_to_bytes(raw).decode("utf-8", "replace").rstrip("/").endswith(path.rstrip("/"))
+
+
+_REWRITTEN = b"\0"
+"""Stands between what the client wrote and what has become of it. No server takes it as a part of a path."""
+
+
 def _server(scope: Scope) -> bytes:
     server = scope.get("server")
     if not server:
@@ -168,8 +201,9 @@ def generate_cache_key(request: Any) -> str:
 
 
 def url_of(key: Key) -> str:
-    """The URL, without the namespace."""
+    """The URL as the client wrote it, without the namespace."""
     _, scheme, host, path, query = key
+    path = path.partition(_REWRITTEN)[0]
     return f"{scheme}://" + (host + path + (b"?" + query if query else b"")).decode("latin-1")
 
 

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule
-from asgi_enhance.testing.driver import request
+from asgi_enhance.cache.request import Request
+from asgi_enhance.ratelimit import RateLimitMiddleware
+from asgi_enhance.ratelimit.headers import draft10, x_ratelimit
+from asgi_enhance.testing.driver import http_scope, request
 from tests.cache.origin import Answer, Clock, Origin, fields
 
 FRESH = "Cache-Control: max-age=60"
@@ -237,6 +240,54 @@ async def told_apart(cache: Cache[Any], one: dict[str, Any], other: dict[str, An
 )
 async def test_two_urls_are_two_entries(cache: Cache[Any], one: str, other: str) -> None:
     await told_apart(cache, {"path": one}, {"path": other})
+
+
+async def test_what_a_layer_outside_makes_of_a_url_is_an_entry_of_its_own(cache: Cache[Any]) -> None:
+    """As one that chooses by language, cookie or experiment which of several pages is asked for."""
+    origin = Origin(*[Answer(FRESH, body=b"%d" % number) for number in range(3)])
+    layer = CacheMiddleware(origin, cache=cache)
+    for path in ("/page", "/de/page", "/fr/page"):
+        bodies = [(await request(layer, path, raw_path=b"/page")).body for _ in range(3)]
+        assert bodies == [b"%d" % (origin.calls - 1)] * 3
+    assert origin.calls == 3
+    await cache.purge(url="http://testserver/page")  # what the client wrote is one URL
+    assert [(await request(layer, path, raw_path=b"/page")).body for path in ("/page", "/de/page")] == [b"2"] * 2
+    assert origin.calls == 5
+
+
+async def test_what_a_layer_outside_makes_of_a_url_that_is_not_for_sharing_is_kept_apart_when_it_is(
+    cache: Cache[Any],
+) -> None:
+    origin = Origin(Answer("Set-Cookie: a=1"), Answer(FRESH, body=b"de"), Answer(FRESH, body=b"plain"))
+    layer = CacheMiddleware(origin, cache=cache)
+    paths = ("/page", "/de/page", "/page", "/de/page")
+    assert [(await request(layer, path, raw_path=b"/page")).body for path in paths] == [b"", b"de", b"plain", b"de"]
+
+
+@pytest.mark.parametrize(
+    ("path", "raw"), [("/page", b"/api/page"), ("/page/", b"/api/page"), ("/page", b"/%70age"), ("/é", b"/%C3%A9")]
+)
+async def test_a_path_that_lost_its_mount_or_was_decoded_is_still_what_the_client_wrote(
+    cache: Cache[Any], path: str, raw: bytes
+) -> None:
+    layer = CacheMiddleware(Origin(Answer(FRESH)), cache=cache)
+    await request(layer, path, raw_path=raw)
+    assert Request(http_scope(path, raw_path=raw)).url[3] == raw
+    await request(layer, path, method="POST", raw_path=raw)
+    assert "uri-miss" in str((await request(layer, path, raw_path=raw)).header("cache-status"))
+
+
+async def test_what_a_limit_inside_tells_one_client_is_told_to_no_other(cache: Cache[Any], clock: Clock) -> None:
+    app = RateLimitMiddleware(
+        Origin(Answer(FRESH, 'ETag: "a"'), Answer(FRESH, status=304)), headers=(draft10, x_ratelimit)
+    )
+    layer = CacheMiddleware(app, cache=cache)
+    told = []
+    for _ in range(4):
+        answer = await request(layer, "/")
+        told.append(sum(b"ratelimit" in name for name, _ in answer.headers))
+        clock.step(31)
+    assert told == [5, 0, 5, 0]
 
 
 async def test_two_hosts_are_two_entries(cache: Cache[Any]) -> None:

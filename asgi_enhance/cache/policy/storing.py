@@ -20,7 +20,12 @@ from asgi_enhance.cache.rules import CacheRule
 CONNECTION_ONLY: Final = HOP_BY_HOP | {b"proxy-authentication-info"}
 """RFC 9111 3.1: these belong to one connection, not to the response."""
 
-NOT_KEPT: Final = CONNECTION_ONLY | {b"age"}
+OF_ONE_CLIENT: Final = frozenset(
+    {b"ratelimit", b"ratelimit-policy", b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"}
+)
+"""What a limit further in has told who asked (draft-ietf-httpapi-ratelimit-headers: a stored one is ignored)."""
+
+NOT_KEPT: Final = CONNECTION_ONLY | OF_ONE_CLIENT | {b"age"}
 
 UNDERSTOOD: Final = frozenset(
     {200, 203, 204, 300, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 410, 414, 421, 451, 500, 501, 502, 503, 504}
