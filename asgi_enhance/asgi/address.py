@@ -20,6 +20,11 @@ from asgi_enhance.asgi.types import Scope
 from asgi_enhance.errors import ConfigError
 from asgi_enhance.options import checked
 
+FIELDS = ("x-forwarded-for", "forwarded")
+
+NEAREST = 16
+"""Entries in which a server that has believed them is looked for."""
+
 
 @lru_cache(maxsize=4096)
 def normalise(text: str) -> str | None:
@@ -52,7 +57,7 @@ class ClientAddress:
             raise ConfigError("trusted and hops exclude each other: give one of them")
         if hops is not None and hops < 1:
             raise ConfigError(f"hops must be at least 1, not {hops!r}")
-        if header not in ("x-forwarded-for", "forwarded"):
+        if header not in FIELDS:
             raise ConfigError(f"header must be 'x-forwarded-for' or 'forwarded', not {header!r}")
         self._unix = "unix" in names
         self._networks = tuple(_network(name) for name in names if name != "unix")
@@ -61,9 +66,7 @@ class ClientAddress:
         self._is_trusted = lru_cache(maxsize=4096)(self._in_networks)
 
     def __call__(self, scope: Scope) -> str | None:
-        client = scope.get("client")
-        text = client[0] if client else None
-        peer = (normalise(text) or text) if text else None
+        peer = _peer(scope)
         if self._hops is not None:
             return self._hop(scope, peer)
         if not (self._networks or self._unix) or not self.trusts(peer):
@@ -74,14 +77,28 @@ class ClientAddress:
         """Whether the word of this peer is taken. `address` is as `__call__` would give it."""
         return self._unix if address is None else self._is_trusted(address)
 
+    def ignored(self, scope: Scope) -> str | None:
+        """The field in which a peer who is not trusted speaks for others, if there is one.
+
+        A server that has believed it already has made one of its addresses the peer.
+        """
+        peer = _peer(scope)
+        if self._hops is not None or self.trusts(peer):
+            return None
+        for name in FIELDS:
+            entries = tuple(islice(_entries(scope, name.encode()), NEAREST))
+            if entries:
+                return name if peer not in map(normalise, entries) else None
+        return None
+
     def _hop(self, scope: Scope, peer: str | None) -> str | None:
         assert self._hops is not None
-        entry = next(islice(self._entries(scope), self._hops - 1, None), None)
+        entry = next(islice(_entries(scope, self._header), self._hops - 1, None), None)
         return peer if entry is None else normalise(entry) or peer
 
     def _rightmost_untrusted(self, scope: Scope, peer: str | None) -> str | None:
         answer = peer
-        for entry in self._entries(scope):
+        for entry in _entries(scope, self._header):
             address = normalise(entry)
             if address is None:
                 break
@@ -90,21 +107,28 @@ class ClientAddress:
                 break
         return answer
 
-    def _entries(self, scope: Scope) -> Iterator[str]:
-        """What the proxies have written, the nearest one first."""
-        for line in reversed(header_values(scope["headers"], self._header)):
-            text = line.decode("latin-1")
-            forwarded = self._header == b"forwarded"
-            for part in _from_the_right(text, ",") if forwarded else reversed(text.split(",")):
-                if entry := part.strip():
-                    yield _without_port(_forwarded_for(entry) if forwarded else entry)
-
     def _in_networks(self, text: str) -> bool:
         try:
             address = ip_address(text)
         except ValueError:
             return False
         return any(address in network for network in self._networks if network.version == address.version)
+
+
+def _peer(scope: Scope) -> str | None:
+    client = scope.get("client")
+    text = client[0] if client else None
+    return (normalise(text) or text) if text else None
+
+
+def _entries(scope: Scope, header: bytes) -> Iterator[str]:
+    """What the proxies have written, the nearest one first."""
+    for line in reversed(header_values(scope.get("headers", ()), header)):
+        text = line.decode("latin-1")
+        forwarded = header == b"forwarded"
+        for part in _from_the_right(text, ",") if forwarded else reversed(text.split(",")):
+            if entry := part.strip():
+                yield _without_port(_forwarded_for(entry) if forwarded else entry)
 
 
 def _network(name: str) -> IPv4Network | IPv6Network:

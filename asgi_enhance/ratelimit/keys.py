@@ -24,6 +24,12 @@ Key = Callable[[Scope], Identity | Awaitable[Identity]]
 LONGEST = 64
 """Characters of an identity that are kept as they are; longer ones are hashed, so that nobody fills the memory."""
 
+LOOKS = 1000
+"""Requests that are looked at for a proxy that nobody has named: one that stands in front is in each of them."""
+
+PEER = ClientAddress()
+"""Believes nobody."""
+
 UNKNOWN = "\0unknown"
 """All clients without an address (UNIX sockets, mostly) together. No real address is spelled like this."""
 
@@ -43,7 +49,12 @@ def by_client(address: ClientAddress | None = None, *, ipv6_prefix: int = 64) ->
             return plain or text
         return str(ip_network(f"{plain}/{ipv6_prefix}", strict=False))
 
+    looks = LOOKS
+
     def peer(scope: Scope) -> Identity:
+        nonlocal looks
+        if looks:
+            looks = 0 if _look(PEER, scope) else looks - 1
         client = scope.get("client")
         if not client or not client[0]:
             return UNKNOWN
@@ -51,13 +62,36 @@ def by_client(address: ClientAddress | None = None, *, ipv6_prefix: int = 64) ->
         return network(text) if ":" in text else text
 
     def behind_proxies(scope: Scope) -> Identity:
+        nonlocal looks
         assert address is not None
+        if looks:
+            looks = 0 if _look(address, scope) else looks - 1
         text = address(scope)
         if text is None:
             return UNKNOWN
         return network(text) if ":" in text else text
 
     return peer if address is None else behind_proxies
+
+
+def _look(address: ClientAddress, scope: Scope) -> bool:
+    """Whether there is a proxy in front that nobody has named. It is said once a process."""
+    field = address.ignored(scope)
+    client = scope.get("client")
+    peer = normalise(client[0]) if client and client[0] else "unix"
+    if field is None or peer is None:
+        return False
+    if not _told:
+        _told.append(peer)
+        logger.warning(
+            "%s from %r is not believed: all who come through it are limited as one client. If it is a proxy of yours, "
+            "trust it: client=ClientAddress(trusted=[%r]), or trusted_proxies of EnhancedAPI's settings",
+            *(field, peer, peer),
+        )
+    return True
+
+
+_told: list[str] = []
 
 
 def by_header(name: str) -> Key:

@@ -92,6 +92,26 @@ def test_a_peer_that_is_not_an_address_is_kept_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "peer", "line", "ignored"),
+    [
+        (ClientAddress(), "10.0.0.1", "1.2.3.4", True),
+        (ClientAddress(), None, "1.2.3.4", True),
+        (ClientAddress(["10.0.0.0/8"]), "172.17.0.1", "1.2.3.4", True),
+        (ClientAddress(["10.0.0.0/8"]), "10.0.0.1", "1.2.3.4", False),
+        (ClientAddress(["unix"]), None, "1.2.3.4", False),
+        (ClientAddress(hops=1), "10.0.0.1", "1.2.3.4", False),
+        (ClientAddress(), "10.0.0.1", "", False),
+        (ClientAddress(), "1.2.3.4", "6.6.6.6, 1.2.3.4, 10.0.0.1", False),  # the server has believed it
+        (ClientAddress(), "::ffff:1.2.3.4", "1.2.3.4:4711", False),
+    ],
+)
+def test_it_tells_what_it_does_not_believe(address: ClientAddress, peer: str | None, line: str, ignored: bool) -> None:
+    assert address.ignored(scope_for(peer, line)) == ("x-forwarded-for" if ignored else None)
+    line = ", ".join(f"for={part}" for part in line.split(", ") if part)
+    assert address.ignored(scope_for(peer, line, header="forwarded")) == ("forwarded" if ignored else None)
+
+
+@pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ({"trusted": ["10.0.0.0/99"]}, "10.0.0.0/99"),

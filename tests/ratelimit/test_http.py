@@ -16,10 +16,10 @@ from asgi_enhance.testing.servers import RedisServer
 from tests.ratelimit.live import inner
 
 
-def served(redis: RedisServer, *, server: str = "uvicorn", workers: int = 1) -> LiveServer:
+def served(redis: RedisServer, *more: str, server: str = "uvicorn", workers: int = 1) -> LiveServer:
     env = {"LIVE_REDIS": redis.url, "LIVE_PREFIX": f"live-{os.getpid()}-{server}-{workers}"}
     options = ("--workers", str(workers)) if workers > 1 else ()
-    return LiveServer("tests.ratelimit.live:app", server=server, options=options, env=env)
+    return LiveServer("tests.ratelimit.live:app", server=server, options=(*options, *more), env=env)
 
 
 async def test_two_workers_admit_exactly_the_limit_of_many_at_once(redis_server: RedisServer) -> None:
@@ -38,6 +38,18 @@ async def test_two_workers_admit_exactly_the_limit_of_many_at_once(redis_server:
                 ]
     assert statuses.count(200) == 25
     assert statuses.count(429) == 95
+
+
+@pytest.mark.parametrize(("option", "told"), [("--no-proxy-headers", 1), ("--proxy-headers", 0)])
+async def test_a_proxy_that_neither_the_server_nor_the_layer_trusts_is_told_of(
+    redis_server: RedisServer, option: str, told: int
+) -> None:
+    with served(redis_server, option) as server:
+        async with httpx2.AsyncClient(base_url=server.url, headers={"x-forwarded-for": "198.51.100.7"}) as client:
+            for _ in range(3):
+                await client.get("/")
+        server.stop()
+        assert server.output().count("x-forwarded-for from '127.0.0.1' is not believed") == told
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/items/1", "/sub/items/1", "/nowhere", "/sub/nowhere", "/docs"])

@@ -7,7 +7,7 @@ import pytest
 
 from asgi_enhance.asgi.address import ClientAddress
 from asgi_enhance.errors import ConfigError, RateLimitError
-from asgi_enhance.ratelimit import RateLimitMiddleware, Rule, by_client, by_header, by_user
+from asgi_enhance.ratelimit import RateLimitMiddleware, Rule, by_client, by_header, by_user, keys
 from asgi_enhance.ratelimit.keys import LONGEST, digest, spell
 from asgi_enhance.testing.driver import http_scope, request
 from tests.ratelimit.apps import hello
@@ -30,6 +30,43 @@ async def test_behind_a_trusted_proxy_the_client_is_who_the_proxy_says() -> None
         for chain in (b"203.0.113.1", b"203.0.113.2", b"198.51.100.9, 203.0.113.1")
     ]
     assert await statuses(app, *proxied) == [200, 200, 429]
+
+
+@pytest.fixture
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_told", [])
+
+
+PROXIED: dict[str, Any] = {"client": ("172.17.0.1", 1), "headers": [(b"x-forwarded-for", b"203.0.113.1")]}
+
+
+@pytest.mark.parametrize("client", [None, ClientAddress(trusted=["10.0.0.0/8"])])
+@pytest.mark.usefixtures("nothing_said")
+async def test_a_proxy_that_is_not_trusted_is_told_of_once(
+    client: ClientAddress | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        app = RateLimitMiddleware(hello, client=client)
+        await statuses(app, PROXIED, PROXIED, {**PROXIED, "client": ("172.17.0.2", 1)})
+    (record,) = caplog.records
+    assert "x-forwarded-for from '172.17.0.1' is not believed" in record.getMessage()
+    assert "client=ClientAddress(trusted=['172.17.0.1'])" in record.getMessage()
+
+
+@pytest.mark.usefixtures("nothing_said")
+async def test_of_a_peer_that_nobody_could_trust_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    await statuses(RateLimitMiddleware(hello), {**PROXIED, "client": ("x" * 100_000, 1)})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("client", [None, ClientAddress(trusted=["10.0.0.0/8"])])
+@pytest.mark.usefixtures("nothing_said")
+async def test_after_so_many_requests_nobody_looks_for_proxies_any_more(
+    client: ClientAddress | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LOOKS", 3)
+    await statuses(RateLimitMiddleware(hello, client=client), {}, {}, {}, PROXIED)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("client", [None, ClientAddress(trusted=["10.0.0.0/8"])])
