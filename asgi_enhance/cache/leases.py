@@ -1,7 +1,8 @@
 """Who fetches, among all processes: a lease in Redis, and the word that wakes those who wait for it.
 
-A lease is a key with a token that only its holder knows, and it ends by itself, so a holder that dies blocks nobody
-for long. In its place there may be a mark that says: do not wait for this, it is not for sharing.
+A lease is a key with a token that only its holders know. After a while others are granted it as well, so a holder that
+dies blocks nobody for long; it stays in Redis for longer, so that a write can end it. In its place there may be a mark
+that says: do not wait for this, it is not for sharing.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from collections.abc import Hashable
 from importlib.resources import files
 from typing import Final
 
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import RedisError
 
 from asgi_enhance.cache.recent import Recent
 from asgi_enhance.cache.valuecache import Claim
@@ -21,6 +22,8 @@ from asgi_enhance.redis import RedisManager
 
 POLL: Final = 0.1
 """Seconds after which a waiter looks for himself, should the word that wakes him be lost."""
+REMEMBERED: Final = 3600.0
+"""Seconds in which a write elsewhere keeps out what is being computed; what takes longer is not kept."""
 NOT_FOR_SHARING: Final = b"-"
 MAX_OWED: Final = 1000
 """How many leases are remembered that Redis is still to be given back."""
@@ -32,25 +35,25 @@ class Leases:
     def __init__(self, manager: RedisManager, *, duration: float) -> None:
         self.channel = manager.key("cache", "released")
         self._manager = manager
-        self._milliseconds = int(duration * 1000)
-        self._irrevocable = False  # a lease that cannot be given back is none: everybody would wait for it to end
-        self._held: dict[Hashable, tuple[str, float]] = {}  # token, and when it ends by itself
+        self._alone = int(duration * 1000)  # ms
+        self._remembered = int(max(duration, REMEMBERED) * 1000)
+        self._held: dict[Hashable, str] = {}  # tokens
         self._owed: Recent[str, str] = Recent(MAX_OWED)  # lease → token: given back, or perhaps granted, unheard
         self._waiting: dict[str, set[asyncio.Event]] = {}
-        self._release = manager.script(files("asgi_enhance.cache").joinpath("release.lua").read_text())
+        self._claim, self._release = (
+            manager.script(files("asgi_enhance.cache").joinpath(f"{name}.lua").read_text())
+            for name in ("claim", "release")
+        )
 
     async def claim(self, name: Hashable, give_up: float) -> Claim:
-        if self._irrevocable:
-            return Claim.PASS
         lease, token = lease_of(name), secrets.token_hex(8)
-        ends = time.monotonic() + self._milliseconds / 1000
         await self._give_back()
         heard = asyncio.Event()
         waiting = self._waiting.setdefault(lease, set())
         waiting.add(heard)  # before the lease is tried, so that no word is missed
         try:
             try:
-                holder = await self._manager.execute("SET", lease, token, "NX", "GET", "PX", self._milliseconds)
+                granted, held = await self._claim(keys=[lease], args=[token, self._alone, self._remembered])
             except asyncio.CancelledError:
                 with contextlib.suppress(RedisUnavailable, RedisError):  # it may have been granted on the way
                     await self._release(keys=[lease], args=[token, 0, self.channel])
@@ -59,11 +62,11 @@ class Leases:
                 if error.maybe_executed:
                     self._owed.put(lease, token)
                 raise
-            if holder is None:
-                self._held[name] = (token, ends)
+            if granted:
+                self._held[name] = held.decode()
                 return Claim.GRANTED
             patience = give_up - time.monotonic()
-            if holder == NOT_FOR_SHARING or patience <= 0:
+            if held == NOT_FOR_SHARING or patience <= 0:
                 return Claim.PASS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(patience, POLL)):
@@ -75,9 +78,8 @@ class Leases:
                 self._waiting.pop(lease, None)
 
     def token(self, name: Hashable) -> str | None:
-        """The token of a lease that is held; None if it has ended by itself."""
-        token, ends = self._held.get(name, ("", 0.0))
-        return token if time.monotonic() < ends else None
+        """The token of a lease that is held; None if a write from here has ended it."""
+        return self._held.get(name)
 
     def forget(self, name: Hashable) -> None:
         """It was ended by a write to what it is on, and is not to be given back."""
@@ -85,13 +87,10 @@ class Leases:
 
     async def release(self, name: Hashable, *, mark: float) -> None:
         """Give it back; for `mark` seconds nobody shall wait for it."""
-        token, _ = self._held.pop(name, (None, 0.0))
+        token = self._held.pop(name, None)
         if token is not None:
             try:
                 await self._release(keys=[lease_of(name)], args=[token, int(mark * 1000), self.channel])
-            except NoPermissionError:
-                self._irrevocable = True
-                raise
             except RedisUnavailable:
                 self._owed.put(lease_of(name), token)
                 raise

@@ -58,8 +58,8 @@ class RedisCache(Cache[RedisRunning]):
     redis_url:    the URL by another name.
     max_variants: how many variants of one URL, for each user; the oldest goes when there are more. Default 64.
     ttl:          how long a value is kept unless `set` says otherwise, in seconds. Default 300.
-    collapse_timeout: how long anybody waits for what somebody else fetches, in seconds; a lease lasts one second
-                  longer. Default 10.
+    collapse_timeout: how long anybody waits for what somebody else fetches, in seconds; one second later another may
+                  fetch it as well. Default 10.
     hit_for_miss: how long nobody waits any more after an answer that was for one client only, in seconds. Default 10.
     clock:        the time of day in seconds, for tests. All processes should agree on it.
     """
@@ -342,10 +342,9 @@ class RedisCache(Cache[RedisRunning]):
             if not under_lease:
                 self._leases.forget(name)
                 await self.manager.execute("UNLINK", lease_of(name), idempotent=True)
+                await self.manager.execute("SET", name, frame, "PX", milliseconds, idempotent=True)
             elif (token := self._leases.token(name)) is not None:
                 await self._keep(keys=[name, lease_of(name)], args=[token, frame, milliseconds])
-                return
-            await self.manager.execute("SET", name, frame, "PX", milliseconds, idempotent=True)
         except FAILURES:
             self.stats.store_errors += 1
 

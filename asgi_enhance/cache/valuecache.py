@@ -107,7 +107,8 @@ class ValueCache(Resource[R], Generic[R]):
         """The value of `key`; if it is not there, what `compute` gives (or its coroutine): once, however many ask.
 
         Those who wait get the same value, or the same error. Nobody waits longer than `collapse_timeout` seconds:
-        then he computes for himself. What `set` or `delete` overtakes while it is computed is told, but not kept.
+        then he computes for himself, and it is not kept. Nor is what `set` or `delete` overtakes while it is computed,
+        in whichever process.
         """
         give_up = time.monotonic() + self.collapse_timeout
         name = self.value_name(key)
@@ -157,7 +158,7 @@ class ValueCache(Resource[R], Generic[R]):
             computed = await self._compute(compute)
             kept = self._packed(computed, ttl, tags, epoch=epoch, render_time=time.perf_counter() - started)
             if self.flights.find(name) is flight:
-                await self._write(key, kept, under_lease=claim is Claim.GRANTED)
+                await self._write(key, kept, under_lease=self.remote)
             flight.share(kept)
             return computed
         except Exception as error:
@@ -218,7 +219,7 @@ class ValueCache(Resource[R], Generic[R]):
         raise NotImplementedError
 
     async def _write(self, key: str, value: Value, *, under_lease: bool = False) -> None:
-        """Keep a value. `under_lease`: only if nobody has overtaken the lease it was computed under."""
+        """Keep a value. `under_lease`: only if it was computed under a lease, and no write has ended that."""
         raise NotImplementedError
 
     async def _erase(self, keys: Sequence[str]) -> None:

@@ -161,17 +161,92 @@ async def test_a_write_overtakes_what_is_being_computed(
         assert await any_cache.get("key") == latest
 
 
-async def test_what_takes_longer_to_compute_than_its_lease_lasts_is_kept(redis: RedisManager) -> None:
-    async with RedisCache(redis) as cache:
+class Slow:
+    """What is computed for so long that another process computes it as well."""
 
-        async def compute() -> str:
-            token, _ = cache._leases._held[cache.value_name("key")]
-            cache._leases._held[cache.value_name("key")] = (token, 0.0)
-            await redis.execute("UNLINK", f"{cache.value_name('key')}:lease")
-            return "slow"
+    def __init__(self, cache: RedisCache, result: str) -> None:
+        cache._leases._alone = 0
+        self._result = result
+        self._started, self._gate = asyncio.Event(), asyncio.Event()
+        self._task = asyncio.create_task(cache.get_or_compute("key", self._compute))
 
-        await cache.get_or_compute("key", compute)
-        assert await cache.get("key") == "slow"
+    async def _compute(self) -> str:
+        self._started.set()
+        await self._gate.wait()
+        return self._result
+
+    async def started(self) -> None:
+        await asyncio.wait_for(self._started.wait(), 5)
+
+    async def finish(self) -> str:
+        self._gate.set()
+        return str(await self._task)
+
+
+async def test_what_two_processes_compute_is_kept_by_the_first_who_has_it(redis: RedisManager) -> None:
+    async with RedisCache(redis) as here, RedisCache(redis) as there:
+        one = Slow(here, "one")
+        await one.started()
+        other = Slow(there, "other")
+        await other.started()
+        assert await one.finish() == "one"
+        assert await there.get("key") == "one"
+        assert await other.finish() == "other"
+        assert await there.get("key") == "one"
+
+
+@pytest.mark.parametrize("how", ["set", "delete"])
+async def test_a_write_overtakes_what_is_computed_however_long_it_takes(redis: RedisManager, how: str) -> None:
+    async with RedisCache(redis) as here, RedisCache(redis) as there, RedisCache(redis) as writer:
+        one = Slow(here, "one")
+        await one.started()
+        other = Slow(there, "other")
+        await other.started()
+        await (writer.set("key", "written") if how == "set" else writer.delete("key"))
+        assert [await one.finish(), await other.finish()] == ["one", "other"]
+        assert await here.get("key") == ("written" if how == "set" else None)
+
+
+async def test_what_is_computed_by_who_has_waited_in_vain_is_told_and_not_kept(redis: RedisManager) -> None:
+    async with RedisCache(redis) as here, RedisCache(redis, collapse_timeout=0.01) as there:
+        slow = Slow(here, "slow")
+        await slow.started()
+        assert await there.get_or_compute("key", lambda: "impatient") == "impatient"
+        assert await there.get("key") is None
+        await slow.finish()
+        assert await there.get("key") == "slow"
+
+
+async def test_a_lease_whose_holder_is_gone_is_granted_to_another_after_a_while(redis: RedisManager) -> None:
+    async with RedisCache(redis) as gone, RedisCache(redis) as another:
+        assert await gone.claim("name", 0.0) is Claim.GRANTED
+        assert await another.claim("name", 0.0) is Claim.PASS
+        another._leases._alone = 0
+        assert await another.claim("name", 0.0) is Claim.GRANTED
+        await another.release("name")
+        assert not await redis.execute("EXISTS", "name:lease")
+
+
+async def test_nobody_is_granted_what_is_not_for_sharing(redis: RedisManager) -> None:
+    async with RedisCache(redis) as here, RedisCache(redis) as there:
+        assert await here.claim("name", 0.0) is Claim.GRANTED
+        await here.release("name", passes=True)
+        give_up = time.monotonic() + 60
+        assert [await there.claim("name", give_up), await there.claim("name", give_up)] == [Claim.PASS, Claim.PASS]
+
+
+async def test_values_are_kept_where_nobody_may_be_woken(redis: RedisManager, redis_url: str) -> None:
+    """As with an ACL that allows no channels."""
+    await redis.execute("ACL", "SETUSER", "silent", "on", ">secret", "~*", "resetchannels", "+@all")
+    limited = RedisManager(redis_url.replace("://", "://silent:secret@"), prefix=redis.prefix)
+    try:
+        async with limited, RedisCache(limited) as cache:
+            for _ in range(2):
+                for key in ("key", "other"):
+                    assert await cache.get_or_compute(key, lambda: "value") == "value"
+            assert cache.stats.computations == 2
+    finally:
+        await redis.execute("ACL", "DELUSER", "silent")
 
 
 @pytest.mark.parametrize("how", ["set", "delete"])
