@@ -126,11 +126,11 @@ class RealTimeStreamProcessor(Resource[Node]):
         """
         node = await self.started()
         send = websocket[1] if isinstance(websocket, tuple) else websocket.send if websocket is not None else None
-        node.hub.flush()
         for connection in node.hub.clients.get(client_id, ()):
             if send is not None and connection.send != send:
                 continue
             if connection.served:
+                node.hub.rounds.catch_up(connection)
                 connection.close(1000, "", flush=True)
             else:
                 await node.disconnect(connection)

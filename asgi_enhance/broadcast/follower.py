@@ -2,13 +2,15 @@
 
 Live messages carry their position. One that is not the next, a reconnect, or a position that lags behind Redis' own
 means that something is missing. Then live messages are held back until the log has been read: what it has is
-delivered; if it does not have all, the members get a reset first. Each message has a random mark: after a failover that
-lost the end of the log, another message may have the number of one that was seen.
+delivered; if it does not have all, the members get a reset first. They are held back too while more is under way to the
+members than a turn of the loop delivers. Each message has a random mark: after a failover that lost the end of the log,
+another message may have the number of one that was seen.
 """
 
 import asyncio
 import logging
 import random
+from collections import deque
 
 from asgi_enhance.asgi.tasks import Tasks
 from asgi_enhance.broadcast.hub import Group, Hub, publication
@@ -21,7 +23,7 @@ from asgi_enhance.redis import RedisManager, Script
 logger = logging.getLogger("asgi_enhance.broadcast")
 
 HELD_BACK = 4096
-"""Live messages kept while the log is read; the gap after more than that is found like any other."""
+"""Live messages kept while they cannot be delivered; the gap after more than that is found like any other."""
 
 PATIENCE = 2.0
 """Seconds a first member waits until the log has been read once."""
@@ -34,7 +36,7 @@ class Follower:
     """One group's subscription and the copy of its log in this process."""
 
     __slots__ = (
-        "_again",
+        "_behind",
         "_held",
         "_history",
         "_hub",
@@ -61,11 +63,11 @@ class Follower:
         self._loop = hub.shared.loop
         self._ready = asyncio.Event()
         self._mark = b""  # of the last message in the copy, if that is known
-        self._held: list[tuple[Position, Entry]] | None = None  # None: live messages are delivered as they come
-        self._again = False  # what is being read may be too old already
+        self._held: deque[tuple[Position, Entry]] | None = None  # None: live messages are delivered as they come
+        self._behind = True  # the log is to be read: something may be missing
         self._task: asyncio.Task[None] | None = None
         self._subscription = manager.subscribe(self.keys.channel, self._on_message, self._on_gap, sharded=True)
-        self._catch_up()
+        self._hold()
 
     async def ready(self, since: Start) -> None:
         """Return when the log has been read, and again if a client has been elsewhere and comes from further on.
@@ -101,18 +103,21 @@ class Follower:
             logger.warning("a message on %s is not ours", self.keys.channel)
             return
         entry = Entry(position.offset, blob, mark)
+        if self._held is None and self._hub.rounds.crowded(self.group):
+            self._hold()
         if self._held is not None:
             if len(self._held) < HELD_BACK:
                 self._held.append((position, entry))
         elif not self._take(position, entry):
             self._on_gap()
-            self._held = [(position, entry)]
+            assert self._held is not None
+            self._held.append((position, entry))
 
     def _on_gap(self) -> None:
         self._hub.shared.stats.gaps += 1
-        self._again = True
-        if self._task is None:
-            self._catch_up()
+        self._behind = True
+        if self._held is None:
+            self._hold()
 
     def _take(self, position: Position, entry: Entry) -> bool:
         """Deliver a live message if it is the next one. False if there is a gap before it."""
@@ -126,36 +131,40 @@ class Follower:
         return verdict is not Verdict.GAP
 
     def _deliver(self, log: GroupLog, entry: Entry) -> None:
-        self._hub.make_way(self.group)
         log.append(entry.offset, entry.blob, self._loop.time())
         self._mark = entry.mark
-        self._hub.to_group(self.group, publication(self.group, entry))
+        self._hub.rounds.to_group(self.group, publication(self.group, entry))
 
-    def _catch_up(self) -> None:
-        self._held = []
-        self._task = self._tasks.spawn(self._read_log(), name=f"broadcast catch-up {self.group.name}")
+    def _hold(self) -> None:
+        self._held = deque()
+        self._task = self._tasks.spawn(self._catch_up(), name=f"broadcast catch-up {self.group.name}")
 
-    async def _read_log(self) -> None:
+    async def _catch_up(self) -> None:
+        """Read the log as long as something is missing, and deliver what was held back."""
         pause, longest = RETRY
         while self._held is not None:
-            self._again = False
+            if not self._behind:
+                await self._let_go(self._held)
+                continue
+            self._behind = False
             try:
                 # only what is published after the subscription is there is sure to be heard
                 await self._subscription.ready()
                 covered = len(self._held)
                 position, entries = await self._read()
             except RedisUnavailable:
+                self._behind = True
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, longest)
                 continue
             except Exception:
                 logger.exception("the history of group %r cannot be read", self.group.name)
+                self._behind = True
                 await asyncio.sleep(longest)
                 continue
-            self._apply(position, entries)
-            del self._held[:covered]  # heard before the log was read, so it was in there
-            if not self._again:
-                self._let_go()
+            await self._apply(position, entries)
+            for _ in range(covered):  # heard before the log was read, so it was in there
+                self._held.popleft()
         self._task = None
 
     async def _read(self) -> tuple[Position, list[Entry]]:
@@ -168,7 +177,7 @@ class Follower:
         )
         return Position(epoch.decode(), offset), [entry_of(id, fields) for id, fields in rows]
 
-    def _apply(self, position: Position, entries: list[Entry]) -> None:
+    async def _apply(self, position: Position, entries: list[Entry]) -> None:
         """Bring the copy of the log, and the members, to where Redis is."""
         log = self.group.log
         first = entries[0].offset if entries else position.offset + 1
@@ -184,16 +193,20 @@ class Follower:
             self._mark = b""
             self._hub.reset(self.group, start)
         for entry in entries:
+            await self._hub.rounds.room(self.group)
             if entry.offset == log.offset + 1:
                 self._deliver(log, entry)
 
-    def _let_go(self) -> None:
-        """Deliver what was held back; if that shows another gap, the log is read again."""
-        held, self._held = self._held or [], None
-        for index, (position, entry) in enumerate(held):
-            if not self._take(position, entry):
-                self._held = held[index:]
-                return
+    async def _let_go(self, held: deque[tuple[Position, Entry]]) -> None:
+        """Deliver what was held back, until something is missing again."""
+        while held and not self._behind:
+            await self._hub.rounds.room(self.group)
+            if self._take(*held[0]):
+                held.popleft()
+            else:
+                self._behind = True
+        if not self._behind:
+            self._held = None
 
 
 def entry_of(id: bytes, fields: list[bytes]) -> Entry:

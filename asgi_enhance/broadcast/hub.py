@@ -1,26 +1,15 @@
-"""Who is connected here, and in which groups; and the fan-out of one message to many of them.
+"""Who is connected here, and in which groups.
 
 All of it is synchronous: between two awaits of anybody else the registry is whole, and a message reaches every member
-that was there when it came, in the order in which messages came.
-
-Messages that come for one group in the same turn of the loop are handed over together, connection by connection: a
-burst then runs through warm caches and few system calls. A large group takes several turns, so that the loop serves
-others in between. Whatever else is to be delivered, and whoever comes or goes, has what waits handed over first, so
-that nothing overtakes.
+that was there when it came, in the order in which messages came (see `rounds`).
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, product
+from collections.abc import Iterable
 
-from asgi_enhance.broadcast.connection import Connection, FanOut, Shared
+from asgi_enhance.broadcast.connection import Connection, Shared
 from asgi_enhance.broadcast.log import Entry, GroupLog, Position, Start
+from asgi_enhance.broadcast.rounds import Rounds, frame_for
 from asgi_enhance.broadcast.wire import Encoding, Frame, Publication, control, cursor_text, unpack
-
-BATCH = 64
-"""Messages handed over together at most."""
-
-TURN = 1000
-"""Deliveries in one turn of the loop, unless something else is not to overtake them: some milliseconds."""
 
 
 class Group:
@@ -53,14 +42,10 @@ class Hub:
     """The connections, clients and groups of one processor on one event loop."""
 
     __slots__ = (
-        "_batch",
-        "_batch_group",
-        "_parts",
-        "_turning",
-        "_under_way",
         "clients",
         "connections",
         "groups",
+        "rounds",
         "shared",
     )
 
@@ -69,11 +54,7 @@ class Hub:
         self.connections: dict[Connection, None] = {}
         self.clients: dict[str, tuple[Connection, ...]] = {}
         self.groups: dict[str, Group] = {}
-        self._batch: list[Publication] = []
-        self._batch_group: Group | None = None
-        self._under_way: Iterator[tuple[Connection, Frame]] = iter(())  # the part that is being handed over
-        self._parts: Iterator[Iterable[tuple[Connection, Frame]]] = iter(())  # those that follow it
-        self._turning = False  # the next turn has been asked for
+        self.rounds = Rounds(shared)
 
     # -- who is here
 
@@ -122,17 +103,22 @@ class Hub:
 
         `asked`: the client waits for an answer, also where there is no position to tell.
         """
-        self.flush()
+        self.rounds.catch_up(connection)
+        self.rounds.close(group)
+        frames: list[Frame] = []
         if group.log is not None:
-            self._resume(connection, group, group.log, since, ref)
+            frames = self._resume(connection, group, group.log, since, ref)
         elif asked:
-            connection.deliver(control(connection.encoding, "joined", group=group.name, ref=ref), bounded=False)
+            frames = [control(connection.encoding, "joined", group=group.name, ref=ref)]
         connection.groups[group.name] = group
         group.members.setdefault(connection.encoding, {})[connection] = None
+        for frame in frames:
+            connection.deliver(frame, bounded=False)
 
     def leave(self, connection: Connection, group: Group) -> bool:
         """True if the connection was a member."""
-        self.flush()
+        if not connection.closing:
+            self.rounds.catch_up(connection)
         connection.groups.pop(group.name, None)
         if connection.positions is not None:
             connection.positions.pop(group.name, None)
@@ -142,96 +128,32 @@ class Hub:
         del members[connection]
         return True
 
-    # -- fan-out
-
-    def to_group(self, group: Group, message: Publication) -> None:
-        """Hand a message to all members here, beginning at the end of this turn of the loop."""
-        self.make_way(group)
-        if not self._batch:
-            self._batch_group = group
-            if not self._turning:
-                self._turning = True
-                self.shared.loop.call_soon(self._turn)
-        self._batch.append(message)
-
-    def make_way(self, group: Group) -> None:
-        """Hand over what the next message of a group cannot wait with. Before it is numbered: a `send` in there may
-        publish, or join, in its turn.
-        """
-        if self._batch and (self._batch_group is not group or len(self._batch) >= BATCH):
-            self.flush()
-
-    def flush(self) -> None:
-        """Hand over what waits. A `send` that publishes gets here in the middle of it: what is under way goes first."""
-        while True:
-            self._hand_over(chain(self._under_way, chain.from_iterable(self._parts)))
-            if not self._batch:
-                return
-            self._parts = self._take_batch()
-
-    def _turn(self) -> None:
-        """Hand over a part of what waits, and the next one in the next turn."""
-        part = next(self._parts, None)
-        if part is None and self._batch:
-            self._parts = self._take_batch()
-            part = next(self._parts, None)
-        self._turning = part is not None
-        if part is not None:
-            self.shared.loop.call_soon(self._turn)
-            self._hand_over(iter(part))
-
-    def _hand_over(self, due: Iterator[tuple[Connection, Frame]]) -> None:
-        self._under_way = due
-        FanOut(due).run()
-
-    def _take_batch(self) -> Iterator[Iterable[tuple[Connection, Frame]]]:
-        batch, group = self._batch, self._batch_group
-        assert group is not None
-        self._batch = []
-        return self._deliveries(tuple((encoding, tuple(members)) for encoding, members in group.members.items()), batch)
-
-    def _deliveries(
-        self, members: Iterable[tuple[Encoding, tuple[Connection, ...]]], batch: list[Publication]
-    ) -> Iterator[Iterable[tuple[Connection, Frame]]]:
-        together = max(1, TURN // len(batch))
-        for encoding, connections in members:
-            frames = [] if encoding is Encoding.EVENT_STREAM_CURSOR else [each.frame(encoding) for each in batch]
-            for start in range(0, len(connections), together):
-                part = connections[start : start + together]
-                self.shared.stats.deliveries += len(part) * len(batch)
-                yield product(part, frames) if frames else self._with_cursors(part, batch)
-
-    def _with_cursors(
-        self, members: Iterable[Connection], batch: list[Publication]
-    ) -> Iterator[tuple[Connection, Frame]]:
-        for connection in members:
-            for message in batch:
-                yield connection, self._frame(connection, message)
+    # -- messages
 
     def to_client(self, client_id: str, message: Publication) -> int:
         """Hand a message to all connections of a client here. Their number."""
-        return self._to_all(self.clients.get(client_id, ()), message)
+        connections = self.clients.get(client_id, ())
+        for connection in connections:
+            self.rounds.catch_up(connection)
+            connection.deliver(message.frame(connection.encoding))
+        self.shared.stats.deliveries += len(connections)
+        return len(connections)
 
-    def to_everyone(self, message: Publication) -> int:
-        """Hand a message to all connections here. Their number."""
-        return self._to_all(tuple(self.connections), message)
+    def to_everyone(self, message: Publication) -> None:
+        """Hand a message to all connections here."""
+        self.rounds.to_all(self.connections, message)
 
     def reset(self, group: Group, position: Position) -> None:
         """Tell all members that messages may be lost, and where the group goes on."""
-        self.flush()
+        self.rounds.flush()
         for connection in tuple(group.connections()):
             self.shared.stats.resets += 1
             if connection.positions is not None:
                 connection.positions[group.name] = position
             connection.deliver(self._control(connection, group, "reset", position), bounded=False)
 
-    def _to_all(self, connections: tuple[Connection, ...], message: Publication) -> int:
-        self.flush()
-        self._hand_over((connection, message.frame(connection.encoding)) for connection in connections)
-        self.shared.stats.deliveries += len(connections)
-        return len(connections)
-
-    def _resume(self, connection: Connection, group: Group, log: GroupLog, since: Start, ref: object) -> None:
+    def _resume(self, connection: Connection, group: Group, log: GroupLog, since: Start, ref: object) -> list[Frame]:
+        """What a connection that joins is told: that it may have lost something, that it is in, what it has missed."""
         now = self.shared.loop.time()
         missed: list[Entry] | None = []
         start = log.position
@@ -244,19 +166,13 @@ class Hub:
             missed = log.entries(now)[-since:]
             start = Position(log.epoch, log.offset - len(missed))
         self._settle(connection, group, start)
+        frames = []
         if missed is None:
             self.shared.stats.resets += 1
-            connection.deliver(self._control(connection, group, "reset", start), bounded=False)
-        connection.deliver(self._control(connection, group, "joined", start, ref), bounded=False)
-        for entry in missed or ():
-            connection.deliver(self._frame(connection, publication(group, entry)), bounded=False)
-
-    def _frame(self, connection: Connection, message: Publication) -> Frame:
-        if connection.positions is None or message.position is None:
-            return message.frame(connection.encoding)
-        assert message.group is not None
-        connection.positions[message.group] = message.position
-        return message.frame_at(connection.positions)
+            frames.append(self._control(connection, group, "reset", start))
+        frames.append(self._control(connection, group, "joined", start, ref))
+        frames += [frame_for(connection, publication(group, entry)) for entry in missed or ()]
+        return frames
 
     def _control(
         self, connection: Connection, group: Group, type: str, position: Position, ref: object = None

@@ -164,7 +164,7 @@ class Inbound:
         self._reply(connection, control(connection.encoding, "error", code=code, detail=detail, ref=ref))
 
     def _reply(self, connection: Connection, frame: Frame) -> None:
-        self._hub.flush()
+        self._hub.rounds.catch_up(connection)
         connection.deliver(frame, bounded=False)
 
     # -- the protocol's own requests

@@ -282,7 +282,7 @@ class Node:
                 logger.warning("%d connections have not gone while draining", len(self.hub.connections))
 
     def _dismiss(self, connection: Connection) -> None:
-        self.hub.flush()
+        self.hub.rounds.catch_up(connection)
         retry = b"retry: %d\n\n" % (1000 * self.options.retry * random.uniform(0.5, 1.5))
         last = {"type": "http.response.body", "body": retry, "more_body": False}
         connection.close(SERVICE_RESTART, "service restart", flush=True, last=last)

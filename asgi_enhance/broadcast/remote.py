@@ -120,9 +120,10 @@ class RedisTransport:
         rule = self._rules(group)
         keys = GroupKeys(self._manager, group)
         if rule is None:
+            await self._hub.rounds.room(self._hub.groups.get(group))
             found = self._hub.groups.get(group)
             if found is not None:
-                self._hub.to_group(found, Publication(data, key, group))
+                self._hub.rounds.to_group(found, Publication(data, key, group))
             await self._tell_others(keys.channel, data, key)
             return None
         names = [keys.log, keys.meta, keys.channel]
@@ -142,6 +143,7 @@ class RedisTransport:
         return here + there > 0
 
     async def everyone(self, data: bytes, key: str | None) -> None:
+        await self._hub.rounds.room(None)
         self._hub.to_everyone(Publication(data, key))
         await self._tell_others(everyone_channel(self._manager), data, key)
 
@@ -162,7 +164,8 @@ class RedisTransport:
 
     def _to_group(self, group: Group, payload: bytes) -> None:
         if (message := self._foreign(payload)) is not None:
-            self._hub.to_group(group, message)
+            self._hub.rounds.limit()
+            self._hub.rounds.to_group(group, message)
 
     def _to_client(self, client_id: str, payload: bytes) -> None:
         if (message := self._foreign(payload)) is not None:
@@ -170,6 +173,7 @@ class RedisTransport:
 
     def _to_everyone(self, payload: bytes) -> None:
         if (message := self._foreign(payload)) is not None:
+            self._hub.rounds.limit()
             self._hub.to_everyone(message)
 
     def _foreign(self, payload: bytes) -> Publication | None:

@@ -77,6 +77,7 @@ class LocalTransport:
     def left(self, group: Group, client_id: str) -> None: ...
 
     async def publish(self, group: str, data: bytes, key: str | None, idempotency_key: str | None) -> Position | None:
+        await self._hub.rounds.room(self._hub.groups.get(group))
         found = self._hub.groups.get(group)
         if found is None:
             if self._rules(group) is None:
@@ -86,19 +87,19 @@ class LocalTransport:
             found = self._hub.group(group)
         log = self._with_log(found)
         if log is None:
-            self._hub.to_group(found, Publication(data, key, group))
+            self._hub.rounds.to_group(found, Publication(data, key, group))
             return None
-        self._hub.make_way(found)
         blob = pack(data, key)
         offset, new = log.publish(blob, self._hub.shared.loop.time(), idempotency_key)
         if new:
-            self._hub.to_group(found, publication(found, Entry(offset, blob)))
+            self._hub.rounds.to_group(found, publication(found, Entry(offset, blob)))
         return Position(log.epoch, offset)
 
     async def direct(self, client_id: str, data: bytes, key: str | None) -> bool:
         return self._hub.to_client(client_id, Publication(data, key)) > 0
 
     async def everyone(self, data: bytes, key: str | None) -> None:
+        await self._hub.rounds.room(None)
         self._hub.to_everyone(Publication(data, key))
 
     async def history(self, group: str) -> tuple[Position, list[Entry]] | None:

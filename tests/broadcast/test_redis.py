@@ -4,11 +4,13 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
+import msgspec
 import pytest
 
-from asgi_enhance.broadcast import BroadcastRouter, History, RealTimeStreamProcessor
+from asgi_enhance.asgi.types import Message, Send
+from asgi_enhance.broadcast import BroadcastRouter, History, RealTimeStreamProcessor, rounds
 from asgi_enhance.broadcast.keys import GroupKeys
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
@@ -16,7 +18,7 @@ from asgi_enhance.testing.driver import WebSocket, websocket_scope
 from asgi_enhance.testing.servers import RedisServer
 from tests.broadcast.helpers import client, until
 
-HISTORY = {"room*": History(size=5, ttl=10, meta_ttl=20)}
+HISTORY = {"room*": History(size=5, ttl=10, meta_ttl=20), "long": History(size=1000)}
 
 
 @asynccontextmanager
@@ -308,9 +310,9 @@ async def lose(redis: RedisManager, log: str, first: int) -> None:
     await redis.execute("XSETID", log, f"{first - 1}-{2**64 - 1}")
 
 
-async def unheard(redis: RedisManager, offset: int, data: str) -> None:
+async def unheard(redis: RedisManager, offset: int, data: str, group: str = "room") -> None:
     """A message that is in the log, and whose live copy is lost."""
-    keys = GroupKeys(redis, "room")
+    keys = GroupKeys(redis, group)
     await redis.execute("HSET", keys.meta, "s", offset)
     await redis.execute("XADD", keys.log, f"{offset}-0", "d", b"\0" + data.encode())
 
@@ -319,8 +321,8 @@ async def transport(router: BroadcastRouter) -> Any:
     return (await router.processor.started()).transport
 
 
-async def follower(router: BroadcastRouter) -> Any:
-    return (await transport(router))._followers["room"]
+async def follower(router: BroadcastRouter, group: str = "room") -> Any:
+    return (await transport(router))._followers[group]
 
 
 async def test_a_live_message_that_is_not_the_next_has_the_others_read_from_the_log(
@@ -333,6 +335,119 @@ async def test_a_live_message_that_is_not_the_next_has_the_others_read_from_the_
         await here.processor.broadcast_to_group("room", 2)
         assert [(await ann.receive_json())["data"] for _ in range(2)] == [1, 2]
         assert here.processor.stats.gaps == 1
+
+
+async def test_a_log_that_cannot_be_read_is_tried_again(
+    redis: RedisManager, here: BroadcastRouter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("asgi_enhance.broadcast.follower.RETRY", (0.01, 0.01))
+    meta = GroupKeys(redis, "room").meta
+    await redis.execute("SET", meta, "no hash")
+    async with client(here) as ann:
+        ann.send_json({"type": "join", "group": "room"})
+        await until(lambda: "the history of group 'room' cannot be read" in caplog.text)
+        await redis.execute("DEL", meta)
+        assert (await ann.receive_json())["type"] == "joined"
+
+
+class Crowd:
+    """1 200 connections in three groups, and the most that was ever due to them, in one turn of the loop and in all."""
+
+    def __init__(self, router: BroadcastRouter) -> None:
+        self.got: list[list[Any]] = [[] for _ in range(1200)]
+        self.most_made = self.most_due = self._made = 0
+        self._router = router
+
+    async def __aenter__(self) -> Self:
+        for number, frames in enumerate(self.got):
+            await self._router.processor.add_connection(
+                f"c{number}", (self._read, self._writes(frames)), ["room:1", "long", "plain"], listen=False
+            )
+        self._rounds = (await self._router.processor.started()).hub.rounds
+        self._made = self._router.processor.stats.deliveries
+        self._look()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._handle.cancel()
+        for number in range(len(self.got)):
+            await self._router.processor.remove_connection(f"c{number}")
+
+    async def has_got(self, count: int) -> None:
+        await until(lambda: all(len(frames) == 2 + count for frames in self.got), seconds=20)  # and twice "joined"
+        assert all(frames[2:] == self.got[0][2:] for frames in self.got)
+
+    def _look(self) -> None:
+        made = self._router.processor.stats.deliveries
+        self.most_made = max(self.most_made, made - self._made)
+        self.most_due = max(self.most_due, self._rounds.due)
+        self._made = made
+        self._handle = asyncio.get_running_loop().call_soon(self._look)
+
+    async def _read(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    def _writes(self, frames: list[Any]) -> Send:
+        async def write(message: Message) -> None:
+            frames.append(msgspec.json.decode(message["text"]))
+
+        return write
+
+
+async def test_a_burst_from_another_process_does_not_hold_the_loop_and_arrives_whole(
+    here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    async with Crowd(here) as crowd:
+        await asyncio.gather(*(there.processor.broadcast_to_group("room:1", n) for n in range(300)))
+        await crowd.has_got(300)
+        assert [frame["id"].partition(":")[2] for frame in crowd.got[0][2:]] == [str(n) for n in range(1, 301)]
+        assert crowd.most_made <= 2 * rounds.TURN
+        assert crowd.most_due <= 2 * rounds.BATCH * 1200
+
+
+async def test_catching_up_does_not_hold_the_loop_either(
+    redis: RedisManager, here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    async with Crowd(here) as crowd:
+        for number in range(1, 301):
+            await unheard(redis, number, str(number), "long")
+        await there.processor.broadcast_to_group("long", 301)
+        await crowd.has_got(301)
+        assert [frame["data"] for frame in crowd.got[0][2:]] == list(range(1, 302))
+        assert crowd.most_made <= 2 * rounds.TURN
+        assert crowd.most_due <= 2 * rounds.BATCH * 1200
+
+
+async def test_without_a_history_only_what_is_published_here_waits(
+    here: BroadcastRouter, there: BroadcastRouter
+) -> None:
+    async with Crowd(here) as crowd:
+        await asyncio.gather(*(here.processor.broadcast_to_group("plain", n) for n in range(300)))
+        await asyncio.gather(*(here.processor.broadcast_all(n) for n in range(100)))
+        await crowd.has_got(400)
+        assert crowd.most_made <= 2 * rounds.TURN
+        assert crowd.most_due <= 2 * rounds.BATCH * 1200
+        await asyncio.gather(*(there.processor.broadcast_to_group("plain", n) for n in range(300)))
+        await asyncio.gather(*(there.processor.broadcast_all(n) for n in range(100)))
+        await crowd.has_got(800)
+        assert crowd.most_due <= rounds.MOST + 2 * rounds.BATCH * 1200
+
+
+@pytest.mark.parametrize("reconnects", [False, True])
+async def test_a_gap_that_shows_while_messages_are_held_back_is_filled(
+    redis: RedisManager, here: BroadcastRouter, there: BroadcastRouter, reconnects: bool
+) -> None:
+    (await transport(here))._check_at = math.inf
+    async with Crowd(here) as crowd:
+        await asyncio.gather(*(there.processor.broadcast_to_group("long", n) for n in range(1, 200)))
+        await unheard(redis, 200, "200", "long")
+        if reconnects:
+            (await follower(here, "long"))._on_gap()
+        else:
+            await there.processor.broadcast_to_group("long", 201)
+        await crowd.has_got(200 if reconnects else 201)
+        assert [frame["data"] for frame in crowd.got[0][2:]] == list(range(1, 201 if reconnects else 202))
 
 
 async def test_a_gap_that_the_log_cannot_fill_is_a_reset_and_what_is_left_follows(

@@ -21,6 +21,11 @@ async def stuck(router: BroadcastRouter, path: str = "/ws/slow?group=g") -> WebS
     return socket
 
 
+async def nothing() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 async def publish(router: BroadcastRouter, count: int, **more: str) -> None:
     for n in range(count):
         await router.processor.broadcast_to_group("g", n, **more)
@@ -241,10 +246,6 @@ async def test_a_message_published_while_another_is_being_sent_comes_after_it() 
 async def test_what_a_send_publishes_comes_to_everybody_after_what_was_being_sent(hurried: bool) -> None:
     got: list[str] = []
 
-    async def nothing() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
-
     async def reentrant(message: Message) -> None:
         if message["text"] == "1":
             await processor.broadcast_to_group("g", 2)
@@ -270,10 +271,6 @@ async def test_what_a_send_publishes_comes_to_everybody_after_what_was_being_sen
 async def test_what_a_send_publishes_is_numbered_as_it_is_written() -> None:
     got: list[dict[str, Any]] = []
 
-    async def nothing() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
-
     async def reentrant(message: Message) -> None:
         await processor.broadcast_to_group("g", "by the send")
 
@@ -289,8 +286,8 @@ async def test_what_a_send_publishes_is_numbered_as_it_is_written() -> None:
         joined, *messages = got
         epoch, _, _ = joined["id"].partition(":")
         assert [(message["id"], message["data"]) for message in messages] == [
-            (f"{epoch}:1", "by the send"),
-            (f"{epoch}:2", "after it"),
+            (f"{epoch}:1", "after it"),
+            (f"{epoch}:2", "by the send"),
         ]
         await processor.remove_connection("ann")
         await processor.remove_connection("bob")
@@ -304,10 +301,6 @@ async def test_a_large_group_does_not_hold_the_loop_and_is_not_overtaken() -> No
             got.append((number, message["text"]))
 
         return write
-
-    async def nothing() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
 
     async with RealTimeStreamProcessor() as processor:
         for number in range(2500):
@@ -330,10 +323,6 @@ async def test_a_large_group_does_not_hold_the_loop_and_is_not_overtaken() -> No
 async def test_a_send_that_closes_its_own_connection_and_then_waits_is_finished() -> None:
     got: list[str] = []
     waits, goes_on = asyncio.Event(), asyncio.Event()
-
-    async def nothing() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
 
     async def closing(message: Message) -> None:
         if message["type"] == "websocket.send":
