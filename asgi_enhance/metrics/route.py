@@ -108,10 +108,11 @@ class Routes:
         if endpoint is None:
             return self._without_router(scope, inner, None)
         prefix = _litestar_mount(scope) if scope.get("path_template") == "" else ""
-        places = self._tree(scope["router"]).places(endpoint)
+        tree = self._tree(scope["router"])
+        places = tree.places(endpoint)
         exact = not prefix and inner is None
-        if not places:
-            return UNMATCHED, False
+        if not places:  # such as a layer round a mounted app, which has answered by itself
+            return tree.match(_path_at_router(scope)[:LONGEST_PATH]), False
         place = places[0]
         if any(other.template != place.template for other in places):
             exact = False

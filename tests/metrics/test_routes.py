@@ -303,6 +303,20 @@ async def test_what_a_layer_answers_before_the_router_has_the_route_it_would_hav
         assert found == [("/items/{item}", "429"), ("<unmatched>", "429"), ("<unmatched>", "404")]
 
 
+async def test_what_a_layer_round_a_mounted_app_answers_has_the_route_it_would_have_taken() -> None:
+    class Full(Plain):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await Response(status_code=429)(scope, receive, send)
+
+    inner = Starlette(routes=[Route("/items/{item}", page)])
+    for app in (MetricsMiddleware(Starlette(routes=[Mount("/v1", Full(inner))])), MetricsMiddleware(Full(inner))):
+        outer = app if isinstance(app.app, Starlette) else Starlette(routes=[Mount("/v1", app)])
+        for number in range(2):
+            await request(outer, f"/v1/items/{number}")
+        await request(outer, "/v1/nowhere")
+        assert [one.route for one in app.collector.table.requests] == ["/v1/items/{item}", "<unmatched>"]
+
+
 async def test_a_page_that_a_layer_has_not_is_no_page_that_the_router_has_not() -> None:
     class Gone(Plain):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
