@@ -46,7 +46,9 @@ class CacheMiddleware:
     set_cookie: a response with Set-Cookie is not kept ("refuse"), kept without it ("strip"), or kept ("store").
     cookies:    "explicit": a response to a request with a Cookie is kept only if it says `public`, `s-maxage` or
                 `Vary: Cookie`. "ignore": cookies make no difference.
-    risky_headers: request fields that are in no key but that apps may act upon: with one of them nothing is stored.
+    risky_headers: request fields that are in no key but that apps may act upon: with one of them nothing is stored,
+                unless `key_headers` names it. X-Forwarded-Host that is the Host, and X-Forwarded-Proto of http or
+                https, which is told apart, are no risk.
     honour:     the request directives that are listened to, of max-age, max-stale, min-fresh, no-cache, no-store and
                 only-if-cached. Default: those with which a client cannot make the app work.
     invalid_age: an Age that cannot be read, or is more than one, is ignored as RFC 9111 5.1 advises ("ignore"), or
@@ -115,6 +117,7 @@ class CacheMiddleware:
             raise ConfigError(f"refresh_timeout must be more than 0 seconds, not {refresh_timeout!r}")
         if cache_status is not None and not _is_token(cache_status):
             raise ConfigError(f"cache_status must be a token, not {cache_status!r}")
+        risky = RISKY_HEADERS if risky_headers is None else frozenset(field_names("risky_headers", risky_headers))
         self.app = app
         self.cache: Cache[Any] = cache if cache is not None else _default_cache(redis)
         self.stats = self.cache.stats
@@ -124,9 +127,7 @@ class CacheMiddleware:
             targeted=field_names("targeted", targeted),
             set_cookie=set_cookie,
             cookies=cookies,
-            risky_headers=RISKY_HEADERS
-            if risky_headers is None
-            else frozenset(field_names("risky_headers", risky_headers)),
+            risky_headers=risky.difference(field_names("key_headers", key_headers)),
             negative_ttl=dict(negative_ttl or {}),
             max_body=int(min(max_body, self.cache.largest)),
             max_vary=max_vary,

@@ -184,6 +184,41 @@ async def test_the_response_to_a_request_with_a_risky_field_is_not_kept(cache: C
     await never_kept(cache, Answer(FRESH), headers=f"{name}: evil")
 
 
+async def test_a_risky_field_that_is_in_the_key_is_none(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, body=b"evil"), Answer(FRESH, body=b"good"))
+    layer = CacheMiddleware(origin, cache=cache, key_headers=["X-Forwarded-Port"])
+    ports = ("1", "443", "1", "443")
+    bodies = [(await request(layer, "/", headers=fields(f"X-Forwarded-Port: {port}"))).body for port in ports]
+    assert bodies == [b"evil", b"good", b"evil", b"good"]
+
+
+async def test_what_every_proxy_says_keeps_nothing_from_being_kept(cache: Cache[Any]) -> None:
+    await kept(cache, Answer(FRESH), headers=["X-Forwarded-Proto: http", "X-Forwarded-Host: TestServer"])
+
+
+async def test_the_scheme_that_a_proxy_has_served_tells_responses_apart(cache: Cache[Any], clock: Clock) -> None:
+    """Where TLS ends in front, an app redirects who came without it, and links as it was asked."""
+    origin = Origin(
+        Answer(FRESH, 'ETag: "a"', body=b"plain"),
+        Answer(FRESH, 'ETag: "b"', body=b"secure"),
+        Answer(FRESH, status=304),
+    )
+    layer = CacheMiddleware(origin, cache=cache)
+    schemes = ("http", "https", "http", "https")
+    bodies = [(await request(layer, "/", headers=fields(f"X-Forwarded-Proto: {one}"))).body for one in schemes]
+    assert bodies == [b"plain", b"secure", b"plain", b"secure"]
+    assert origin.calls == 2
+    clock.step(61)
+    for _ in range(2):
+        assert (await request(layer, "/", headers=fields("X-Forwarded-Proto: https"))).body == b"secure"
+    assert origin.calls == 3
+
+
+@pytest.mark.parametrize("line", ["X-Forwarded-Proto: evil", "X-Forwarded-Proto: https, http"])
+async def test_a_scheme_that_is_none_is_a_risk(cache: Cache[Any], line: str) -> None:
+    await never_kept(cache, Answer(FRESH), headers=line)
+
+
 async def test_a_request_with_a_risky_field_is_answered_from_the_store(cache: Cache[Any]) -> None:
     origin = Origin(Answer(FRESH))
     layer = CacheMiddleware(origin, cache=cache)

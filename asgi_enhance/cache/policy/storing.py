@@ -32,6 +32,8 @@ UNDERSTOOD: Final = frozenset(
 )
 """Statuses whose caching this cache knows all about: `must-understand` may take the place of `no-store` (5.2.2.3)."""
 
+SCHEMES: Final = frozenset({b"http", b"https"})
+
 Rng = Callable[[], float]
 
 
@@ -105,6 +107,8 @@ def terms(request: Request, response: Received, options: Options, rule: CacheRul
     nominated = _vary(index, rule)
     if nominated is None:
         return "vary-star"
+    if not options.private and b"x-forwarded-proto" in options.risky_headers and _forwards_scheme(request):
+        nominated = tuple(sorted({*nominated, b"x-forwarded-proto"}))
     if len(nominated) > options.max_vary:
         return "vary-too-many"
     omitted = _qualified(directives)
@@ -206,16 +210,28 @@ def _is_what_get_would_get(request: Request, response: Received, index: Index) -
 def _personal(request: Request, index: Index, directives: Directives, options: Options) -> str | None:
     """RFC 9111 3.5, and what it leaves to the cache: is a response to somebody's request for everybody?"""
     for_all = "public" in directives or "s-maxage" in directives
-    for name, _ in request.headers:
+    for name, value in request.headers:
         if name == b"authorization":
             if not (for_all or "must-revalidate" in directives):
                 return "authorization"
         elif name == b"cookie":
             if options.cookies == "explicit" and not for_all and b"cookie" not in (_vary(index, None) or ()):
                 return "cookie"
-        elif name in options.risky_headers:
+        elif name in options.risky_headers and not _said_by_the_key(request, name, value):
             return "unkeyed-header"
     return None
+
+
+def _said_by_the_key(request: Request, name: bytes, value: bytes) -> bool:
+    """Nearly every proxy writes these two: the host as it came, and one of two schemes, which are told apart."""
+    if name == b"x-forwarded-host":
+        return value.lower() == request.url[2]
+    return name == b"x-forwarded-proto" and value in SCHEMES
+
+
+def _forwards_scheme(request: Request) -> bool:
+    """As where TLS ends in front of us: apps redirect and make links by what a proxy says of it."""
+    return any(name == b"x-forwarded-proto" for name, _ in request.headers)
 
 
 def _vary(index: Index, rule: CacheRule | None) -> vary.VaryNames | None:
