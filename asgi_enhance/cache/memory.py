@@ -25,6 +25,10 @@ PLAIN: Final[Variant] = ((), ())
 EMPTY: Final = Shelf()
 URL: Final = 5
 """How much of a place is the URL."""
+SLOT: Final = 1024
+"""Bytes that a URL takes up besides its name and its entries."""
+PART: Final = 128
+"""Bytes more for each field that is part of the key."""
 SWEEP: Final = 2
 """How many of the oldest are looked at on every write: what has expired goes before it is in the way."""
 
@@ -327,4 +331,4 @@ class _Box:
 
 
 def _size_of(place: Place) -> int:
-    return sum(map(len, place))
+    return SLOT + PART * (len(place) - URL) + sum(map(len, place))

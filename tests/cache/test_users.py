@@ -1,5 +1,7 @@
 """What is kept for each user, or whatever else is in the key: apart from the others', and gone with the URL."""
 
+import gc
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -145,6 +147,26 @@ async def test_memory_remembers_no_user_whose_entries_have_gone() -> None:
     await request(layer, "/1", method="POST")
     assert not cache._apart
     assert (cache.stats.entries, cache.stats.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("private", [False, True])
+async def test_small_entries_take_up_what_is_counted(private: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await Origin(Answer(PRIVATE if private else "Cache-Control: max-age=60", body=bytes(100)))(scope, receive, send)
+
+    cache = MemoryCache()
+    layer = CacheMiddleware(app, cache=cache, private=private)
+    asked = [("/", user(n)) if private else (f"/{n}", []) for n in range(600)]
+    for path, headers in asked[:100]:
+        await request(layer, path, headers=headers)
+    counted = cache.stats.bytes
+    tracemalloc.start()
+    for path, headers in asked[100:]:
+        await request(layer, path, headers=headers)
+    gc.collect()
+    taken, counted = tracemalloc.get_traced_memory()[0], cache.stats.bytes - counted
+    tracemalloc.stop()
+    assert 0.67 < counted / taken < 1.5
 
 
 @pytest.mark.parametrize("options", [{"private": True}, {"key_headers": ["Authorization"]}, {}])
