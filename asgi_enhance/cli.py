@@ -110,23 +110,38 @@ def _serve(arguments: argparse.Namespace) -> int:
     for warning in _warnings(arguments, shared=api.redis is not None):
         print(f"asgi-enhance {arguments.command}: {warning}", file=sys.stderr)
     gateway.to_env()
+    config = uvicorn.Config(
+        "asgi_enhance.gateway:create",
+        factory=True,
+        host=arguments.host,
+        port=arguments.port,
+        workers=arguments.workers,
+        timeout_graceful_shutdown=arguments.grace,
+        proxy_headers=False,  # who is believed is the settings' business
+        ws="websockets-sansio",
+        access_log=arguments.access_log,
+    )
     try:
-        uvicorn.run(
-            "asgi_enhance.gateway:create",
-            factory=True,
-            host=arguments.host,
-            port=arguments.port,
-            workers=arguments.workers,
-            timeout_graceful_shutdown=arguments.grace,
-            proxy_headers=False,  # who is believed is the settings' business
-            ws="websockets-sansio",
-            access_log=arguments.access_log,
-        )
+        return 0 if _run(config) else 1
     except KeyboardInterrupt:
         return 0
     except SystemExit as left:  # uvicorn has said why it could not start
         return 1 if left.code else 0
-    return 0
+
+
+def _run(config: Any) -> bool:
+    """Serve until the end; whether it could start. Of several workers that could not `uvicorn.run` does not tell."""
+    from uvicorn import Server
+    from uvicorn.config import STARTUP_FAILURE
+    from uvicorn.supervisors import Multiprocess
+
+    if config.workers == 1:
+        server = Server(config)
+        server.run()
+        return server.started
+    workers = Multiprocess(config, sockets=[config.bind_socket()])
+    workers.run()
+    return all(worker.exitcode != STARTUP_FAILURE for worker in workers.processes)
 
 
 def _warnings(arguments: argparse.Namespace, *, shared: bool) -> list[str]:

@@ -116,6 +116,14 @@ def test_what_does_not_do_what_one_may_think_is_warned_of_and_a_port_in_use_ends
     assert "no other process can publish" in ended.stderr
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_app_that_does_not_start_is_no_success(workers: str) -> None:
+    command = [*COMMAND, "wrap", "tests.testing.apps:unstarted", "--port", "0", "--workers", workers]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 1
+    assert "no database" in ended.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--workers", "0"), ("--workers", "two"), ("--port", "99999"), ("--grace", "-1")],

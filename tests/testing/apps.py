@@ -44,3 +44,9 @@ async def failing(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 500, "headers": []})
         await send({"type": "http.response.body", "body": b""})
+
+
+async def unstarted(scope: Scope, receive: Receive, send: Send) -> None:
+    """Cannot start."""
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
