@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from asgi_enhance.asgi.types import Receive, Scope, Send
-from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule, MemoryCache, RedisCache
+from asgi_enhance.cache import Cache, CacheMiddleware, CacheRule, MemoryCache, RedisCache, leases
 from asgi_enhance.cache.request import Request, digest
+from asgi_enhance.cache.valuecache import Claim
 from asgi_enhance.errors import RedisUnavailable
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import Driver, Response, http_scope, request
@@ -41,6 +42,14 @@ async def test_fifty_cold_misses_make_one_call(cache: Cache[Any]) -> None:
     assert collapsed + late == 49, told
     assert not late or cache.remote
     assert layer.stats.collapsed == 49 - late
+
+
+async def test_what_was_asked_for_with_head_is_waited_for(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(FRESH, body=b"body"))
+    layer = CacheMiddleware(origin, cache=cache)
+    await request(layer, "/", method="HEAD")
+    await at_once(layer, origin, *[[] for _ in range(10)], calls=2)
+    assert origin.calls == 2
 
 
 @pytest.mark.parametrize(
@@ -470,11 +479,12 @@ async def test_a_veto_beats_staleness(cache: Cache[Any], clock: Clock, veto: str
         ("no-cache", 5, 2),
         ("max-age=0", 5, 2),
         ("max-age=10", 5, 1),
+        ("max-age=5", 5, 1),
         ("max-age=4", 5, 2),
-        ("min-fresh=50", 5, 1),
+        ("min-fresh=55", 5, 1),
         ("min-fresh=56", 5, 2),
         ("max-stale", 70, 1),
-        ("max-stale=20", 70, 1),
+        ("max-stale=11", 70, 1),
         ("max-stale=5", 70, 2),
         ("no-cache", 0, 1),  # it came this very moment: no client needs it newer
     ],
@@ -590,3 +600,31 @@ async def test_a_slow_client_holds_nobody_up_in_another_process(redis: RedisMana
             async with asyncio.timeout(2):
                 assert (await waiting).body == b"body"
     assert origin.calls == 1
+
+
+async def test_all_wait_for_what_another_process_validates_however_long_that_takes(
+    redis: RedisManager, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "POLL", 0.001)
+    origin = Origin(Answer(FRESH, 'ETag: "a"', body=b"body"), Answer(FRESH, status=304))
+    async with RedisCache(redis, clock=clock) as here, RedisCache(redis, clock=clock) as there:
+        await request(CacheMiddleware(origin, cache=here), "/")
+        clock.step(61)
+        origin.called.clear()
+        origin.gate = asyncio.Event()
+        validating = asyncio.create_task(request(CacheMiddleware(origin, cache=there), "/"))
+        await origin.called.wait()
+        claims, claim = 0, here.claim
+
+        async def counted(*asked: Any) -> Claim:
+            nonlocal claims
+            claims += 1
+            return await claim(*asked)
+
+        monkeypatch.setattr(here, "claim", counted)
+        layer = CacheMiddleware(origin, cache=here)
+        waiting = [asyncio.create_task(request(layer, "/")) for _ in range(6)]
+        await until(lambda: claims > 20)
+        origin.gate.set()
+        assert {answer.body for answer in [await validating, *await asyncio.gather(*waiting)]} == {b"body"}
+    assert origin.calls == 2
