@@ -13,7 +13,7 @@ from asgi_enhance.ratelimit.decision import GUARD, STRIKE, TAKE, Demand
 from asgi_enhance.ratelimit.keys import Identity, Key, spell
 from asgi_enhance.ratelimit.notation import Limits, quotas
 from asgi_enhance.ratelimit.policy import MAX_LIMIT, Quota
-from asgi_enhance.ratelimit.rules import Rule, check_cost, path_matcher, resolve_key
+from asgi_enhance.ratelimit.rules import METHODS, Rule, check_cost, method_matcher, path_matcher, resolve_key
 
 logger = logging.getLogger("asgi_enhance.ratelimit")
 
@@ -121,7 +121,9 @@ def exemption(exempt: Sequence[Exempt], address: ClientAddress) -> Callable[[Sco
             tests.append(entry)
         elif "/" in entry and entry.partition(" ")[2].startswith("/"):
             method, _, path = entry.partition(" ")
-            tests.append(_method_and_path(method.upper(), path))
+            if method.upper() not in METHODS:
+                raise ConfigError(f"exempt: {method!r} in {entry!r} is no method")
+            tests.append(_method_and_path(method, path))
         elif entry.startswith("/"):
             tests.append(path_matcher((entry,)))
         else:
@@ -135,8 +137,8 @@ def exemption(exempt: Sequence[Exempt], address: ClientAddress) -> Callable[[Sco
 
 
 def _method_and_path(method: str, path: str) -> Callable[[Scope], bool]:
-    on_path = path_matcher((path,))
-    return lambda scope: scope.get("method", "GET") == method and on_path(scope)
+    on_method, on_path = method_matcher(method), path_matcher((path,))
+    return lambda scope: on_method(scope) and on_path(scope)
 
 
 def _from_networks(networks: Sequence[IPv4Network | IPv6Network], address: ClientAddress) -> Callable[[Scope], bool]:

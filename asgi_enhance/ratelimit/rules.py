@@ -22,8 +22,19 @@ Cost = Callable[[Scope], "int | Awaitable[int]"]
 
 KINDS = ("http", "websocket", "message")
 
+METHODS = frozenset(
+    (
+        *("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY"),
+        *("ACL", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE"),
+        *("MKACTIVITY", "MKCALENDAR", "MKCOL", "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "ORDERPATCH", "PRI"),
+        *("PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH", "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK"),
+        *("UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL"),
+        *("M-SEARCH", "NOTIFY", "PURGE", "SOURCE", "SUBSCRIBE", "UNSUBSCRIBE"),
+    )
+)
+"""Those registered at IANA, and those beside them that servers take: of any other nobody is ever limited or exempt."""
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_WHAT = {"methods": "method, as in ['GET', 'POST']", "host": "name without scheme and port, or *.name"}
 _HOST = re.compile(r"(\*\.)?[\w.-]+|\[[0-9A-Fa-f:.]+\]")
 
 
@@ -117,16 +128,13 @@ class Rule:
             raise ConfigError(f"Rule: on_error must be 'local', 'open' or 'closed', not {self.on_error!r}")
         if self.charge is not None and iscoroutinefunction(self.charge):
             raise ConfigError("Rule: charge must not be async: it is asked when the response has gone out")
-        for what, values, pattern in (
-            ("methods", self.methods, _TOKEN),
-            ("host", self.host, _HOST),
-            ("path", self.path, None),
-        ):
-            if values is not None:
-                if not _several(values):
-                    raise ConfigError(f"Rule: {what} must not be empty: it would never match")
-                if pattern and (wrong := [value for value in _several(values) if not pattern.fullmatch(value)]):
-                    raise ConfigError(f"Rule: {what} can never be one of {wrong}: each must be one {_WHAT[what]}")
+        for what, values in (("methods", self.methods), ("host", self.host), ("path", self.path)):
+            if values is not None and not _several(values):
+                raise ConfigError(f"Rule: {what} must not be empty: it would never match")
+        if wrong := [value for value in _several(self.methods or ()) if value.upper() not in METHODS]:
+            raise ConfigError(f"Rule: methods can never be one of {wrong}: name each, as in ['GET', 'POST']")
+        if wrong := [value for value in _several(self.host or ()) if not _HOST.fullmatch(value)]:
+            raise ConfigError(f"Rule: host can never be one of {wrong}: a name has no scheme and port, or is *.name")
         self.matcher()
         resolve_key(self.key, by_user)
 
@@ -137,7 +145,7 @@ class Rule:
         """Whether a request is this rule's; None if every one is."""
         tests: list[Callable[[Scope], bool]] = []
         if self.methods is not None:
-            tests.append(_of_methods(_several(self.methods)))
+            tests.append(method_matcher(self.methods))
         if self.path is not None:
             tests.append(path_matcher(_several(self.path)))
         if self.host is not None:
@@ -177,8 +185,9 @@ def path_matcher(templates: str | Sequence[str]) -> Callable[[Scope], bool]:
     return lambda scope: pattern.fullmatch(path_below_mount(scope)) is not None
 
 
-def _of_methods(methods: Sequence[str]) -> Callable[[Scope], bool]:
-    wanted = {method.upper() for method in methods}
+def method_matcher(methods: str | Sequence[str]) -> Callable[[Scope], bool]:
+    """Whether a request's method is one of these. GET includes HEAD; a WebSocket handshake is a GET."""
+    wanted = {method.upper() for method in _several(methods)}
     if "GET" in wanted:
         wanted.add("HEAD")
     return lambda scope: scope.get("method", "GET") in wanted

@@ -175,6 +175,12 @@ async def test_what_is_exempt_is_not_counted() -> None:
     assert [(await request(app, "/healthy")).status for _ in range(2)] == [200, 429]
 
 
+async def test_who_is_exempt_with_get_is_so_with_head() -> None:
+    app = RateLimitMiddleware(hello, default="1/minute", exempt="get /health")
+    answers = [await request(app, "/health", method=method) for method in ("GET", "HEAD", "HEAD", "POST")]
+    assert [answer.header("ratelimit") is None for answer in answers] == [True, True, True, False]
+
+
 async def test_an_error_of_the_app_passes() -> None:
     async def app(scope, receive, send):  # type: ignore[no-untyped-def]
         raise LookupError("mine")
@@ -217,6 +223,9 @@ async def test_a_second_reader_of_receive_never_appears() -> None:
         {"default": "0/minute"},
         {"exempt": "nonsense"},
         {"exempt": "10.0.0.1/99"},
+        {"exempt": "OPTOINS /*"},
+        {"exempt": "GET,POST /health"},
+        {"exempt": "/a /b"},
         {"on_error": "ajar"},
         {"retry_jitter": -1},
         {"message_close_code": 99},

@@ -561,6 +561,7 @@ def test_bans_and_charges_need_the_strategy_that_knows_them(rule: Rule) -> None:
     "options",
     [
         {"methods": "POST,PUT"},
+        {"methods": ["GET", "PSOT"]},
         {"methods": []},
         {"path": []},
         {"host": "example.com:8000"},
