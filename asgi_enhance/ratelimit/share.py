@@ -213,7 +213,9 @@ class Share:
                 quota = self._part(demand.quota)
                 usage = self._memory.take(quota, demand.identity, demand.cost * granted)
                 usage.cede(quota, max(0, room) // self._workers, max(0, burst) / self._workers)
-                usage.told = self._memory.now()
+                now = usage.told = self._memory.now()
+                if room < 1 or burst < 1:  # limited: newcomers do not make him be forgotten
+                    usage.blocked = now + usage.reset(quota, usage.room(quota), now)
 
     def _alone(self, demands: tuple[Demand, ...], decide: Callable[[tuple[Demand, ...]], Decision]) -> Decision:
         modes = [self._mode(demand) for demand in demands]

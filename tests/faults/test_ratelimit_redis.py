@@ -39,6 +39,20 @@ async def test_what_this_process_admitted_with_redis_counts_against_its_share_wi
     assert [decision.allowed for decision in alone] == [True] * 3 + [False] * 3
 
 
+async def test_who_was_limited_with_redis_is_so_without_though_others_were_sprayed_meanwhile(
+    private_redis: RedisServer,
+) -> None:
+    redis = RedisManager(private_redis.url, connect_timeout=2.0, command_timeout=2.0)
+    async with RateLimiter("2/minute", redis=redis, budget=2.0, max_keys=10) as limiter:
+        for _ in range(2):
+            assert (await limiter.hit("victim")).allowed
+        for i in range(100):
+            await limiter.hit(f"{i}")
+        private_redis.stop()
+        alone = await limiter.hit("victim")
+    assert (alone.allowed, alone.degraded) == (False, True)
+
+
 async def test_without_redis_open_rules_admit_and_closed_ones_answer_503() -> None:
     async with RedisManager(NOBODY) as redis:
         rules = [
