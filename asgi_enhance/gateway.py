@@ -5,7 +5,7 @@ server takes for several workers is the name of something to import: `create`.
 """
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any, Self
 
@@ -48,7 +48,7 @@ class Gateway:
     rate_limit: str | None = None
     metrics: bool = False
     broadcast: str | None = None
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if bool(self.backends) == bool(self.app):

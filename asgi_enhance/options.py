@@ -17,7 +17,7 @@ from asgi_enhance.errors import ConfigError
 C = TypeVar("C", bound=type)
 
 GATHERING = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-SECRET = re.compile("secret|token|url|redis")
+SECRET = re.compile("secret|token|sticky|url|redis")
 """Options whose values are not repeated in an error."""
 
 

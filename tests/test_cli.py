@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from asgi_enhance.cli import main
+from asgi_enhance.gateway import Gateway
 from asgi_enhance.testing.live import LiveServer, free_port
 
 COMMAND = [sys.executable, "-m", "asgi_enhance"]
@@ -114,6 +115,10 @@ def test_what_does_not_do_what_one_may_think_is_warned_of_and_a_port_in_use_ends
     assert ended.returncode == 1
     assert "each of the 2 workers has its own state: --cache, --broadcast" in ended.stderr
     assert "no other process can publish" in ended.stderr
+
+
+def test_what_is_handed_to_the_workers_shows_no_password() -> None:
+    assert "hunter2" not in repr(Gateway(app="a:b", redis_url="redis://:hunter2@localhost"))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -81,6 +81,11 @@ def test_a_secret_is_not_repeated() -> None:
         Keeper(b"", "redis://:hunter2@localhost")  # type: ignore[arg-type]
 
 
+def test_a_sticky_secret_in_the_place_of_sticky_is_not_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"^sticky must be [^']*, not str$"):
+        LoadBalancer([BACKEND], sticky="hunter2" * 3)  # type: ignore[arg-type]
+
+
 def test_dataclasses_are_asked_as_well() -> None:
     @checked
     @dataclass(frozen=True, slots=True)

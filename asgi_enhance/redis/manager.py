@@ -115,6 +115,8 @@ class RedisManager(Resource["Session"]):
         """The manager itself; for a URL, the one that `of` made for it before, or a new one; None for None."""
         if redis is None or isinstance(redis, RedisManager):
             return redis
+        if not isinstance(redis, str):
+            raise ConfigError(f"redis must be a RedisManager or a URL, not {type(redis).__name__}")
         manager = _by_url.get(redis)
         if manager is None:
             manager = _by_url[redis] = cls(redis)

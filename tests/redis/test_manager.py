@@ -234,6 +234,9 @@ def test_of_gives_one_manager_for_one_url() -> None:
     assert manager is RedisManager.of(manager)
     assert manager is not RedisManager.of("redis://localhost/8")
     assert RedisManager.of(None) is None
+    for wrong in ({"url": "redis://localhost"}, object()):  # or a client of redis-py's
+        with pytest.raises(ConfigError, match="redis must be a RedisManager or a URL, not "):
+            RedisManager.of(wrong)  # type: ignore[arg-type]
 
 
 async def test_repr_shows_the_state_and_hides_the_password() -> None:
