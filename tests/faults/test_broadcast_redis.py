@@ -119,7 +119,10 @@ async def stage(redis: RedisServer) -> AsyncIterator[tuple[list[Client], Publish
             publisher.stop()
             await publishing
             last = publisher.accepted
-            await until(lambda: all(c.numbers and c.numbers[-1] == last for c in clients) or any_done(readers))
+            # on a machine that is busy the clients themselves may be seconds behind
+            await until(
+                lambda: all(c.numbers and c.numbers[-1] == last for c in clients) or any_done(readers), seconds=30
+            )
             for reader in readers:
                 reader.cancel()
             for result in await asyncio.gather(*readers, return_exceptions=True):
