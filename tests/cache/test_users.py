@@ -100,6 +100,8 @@ async def test_a_copy_is_known_to_be_a_users_however_many_urls_are_copied(redis:
         layer = CacheMiddleware(origin, cache=cache, private=True)
         for _ in range(2):
             await request(layer, "/", headers=user("ann"))
+        cache._note("name", "value")
+        assert "name" in cache._copied, "to look which are no longer copied is for when there are many"
         for number in range(2_001):  # so many names that those of what is no longer copied are swept out
             cache._note(f"name{number}", f"value{number}")
         await request(CacheMiddleware(Origin(Answer()), cache=another), "/", method="POST")
