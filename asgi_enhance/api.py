@@ -174,7 +174,8 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
 
 @checked
 class EnhancedAPIMiddleware(MetricsMiddleware):
-    """Counts requests into an `EnhancedAPI`'s collector; those that `handle_request` answers are counted once.
+    """Counts requests into an `EnhancedAPI`'s collector, once, whoever else is asked to: another of these, as `wrap`
+    puts one round the app, or `handle_request`.
 
     metrics_collector: `api.metrics_collector`. Default: a collector of its own.
     path:              where to serve the metrics; None serves nothing. Default: `/metrics`.
@@ -195,5 +196,8 @@ class EnhancedAPIMiddleware(MetricsMiddleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if scope.get(COUNTED) is self.collector:  # by another of these, further out
+                await self.app(scope, receive, send)
+                return
             scope = {**scope, **self.marks}
         await super().__call__(scope, receive, send)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asgi_enhance import ConfigError, EnhancedAPI, Rule, Settings
+from asgi_enhance import ConfigError, EnhancedAPI, EnhancedAPIMiddleware, Rule, Settings
 from asgi_enhance.testing.driver import Lifetime, WebSocket, request, websocket_scope
 
 
@@ -67,6 +67,15 @@ async def test_a_handler_inside_wrap_that_asks_the_backends_is_limited_cached_an
             assert [value.partition(b";t=")[0] for value in said] == [b'"default";r=%d' % left]
         assert (await request(app, "/")).status == 429
         assert api.get_metrics()["requests"]["total"] == 4
+
+
+async def test_a_request_that_passes_two_middlewares_of_one_collector_is_counted_once(inner: Starlette) -> None:
+    api = EnhancedAPI(settings=Settings())
+    inner.add_middleware(EnhancedAPIMiddleware, metrics_collector=api.metrics_collector)
+    app = api.wrap(inner)
+    async with Lifetime(app):
+        assert (await request(app, "/page")).status == 200
+        assert api.get_metrics()["requests"]["total"] == 1
 
 
 async def test_the_websocket_path_is_the_apps_own_unless_it_is_given(inner: Starlette) -> None:
