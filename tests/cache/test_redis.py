@@ -7,6 +7,7 @@ import pytest
 from asgi_enhance.cache import CacheMiddleware, RedisCache, TieredCache, news
 from asgi_enhance.cache.entry import Entry
 from asgi_enhance.cache.request import Request, digest
+from asgi_enhance.errors import ConfigError
 from asgi_enhance.redis import RedisManager
 from asgi_enhance.testing.driver import http_scope, request
 from asgi_enhance.testing.servers import RedisServer
@@ -99,3 +100,14 @@ async def test_what_redis_could_not_be_told_is_told_by_a_process_that_asks_nothi
         await until(lambda: how == "write" or reader._news.behind)
         await request(layer, "/")
         assert origin.calls == 2
+
+
+@pytest.mark.parametrize("limit", [0, True, "5"])
+def test_max_connections_is_a_number_that_others_read(limit: Any) -> None:
+    cache = RedisCache("redis://127.0.0.1:1")
+    assert cache.max_connections == 10
+    cache.max_connections = 5
+    assert cache.max_connections == 5
+    with pytest.raises(ConfigError, match="max_connections"):
+        cache.max_connections = limit
+    assert cache.max_connections == 5
