@@ -35,6 +35,13 @@ async def test_what_is_past_keeping_by_the_clock_of_the_cache_is_not_found(redis
         assert await cache.lookup(Request(http_scope("/"))) is None
 
 
+async def test_what_is_written_while_nobody_reads_it_is_not_remembered(redis: RedisManager) -> None:
+    async with TieredCache(redis) as cache:
+        await cache.set("key", 1)
+        await cache.delete("key")
+        assert not cache._changed
+
+
 async def test_a_purge_that_is_heard_while_purges_are_read_is_read_as_well(
     redis: RedisManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,8 +64,9 @@ async def test_a_purge_that_is_heard_while_purges_are_read_is_read_as_well(
         assert not cache._news.behind
 
 
+@pytest.mark.parametrize("who", ["Redis says so", "it was written from here"])
 async def test_what_changes_while_it_is_read_is_not_copied(
-    redis: RedisManager, monkeypatch: pytest.MonkeyPatch
+    redis: RedisManager, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     async with TieredCache(redis) as cache:
         await until(lambda: cache.is_tracking)
@@ -67,7 +75,11 @@ async def test_what_changes_while_it_is_read_is_not_copied(
 
         async def changed(self: Any, looked: Request) -> Entry | None:
             entry = await find(self, looked)
-            self._on_change(self._key(digest(looked.key)).encode())
+            name = self._key(digest(looked.key))
+            if who == "Redis says so":
+                self._on_change(name.encode())
+            else:
+                self._outdate(name, looked.key)
             return entry
 
         monkeypatch.setattr(RedisCache, "_find", changed)
@@ -76,6 +88,7 @@ async def test_what_changes_while_it_is_read_is_not_copied(
         monkeypatch.setattr(RedisCache, "_find", find)
         await cache.lookup(Request(http_scope("/")))
         assert cache.peek(Request(http_scope("/"))) is not None
+        assert not cache._changed
 
 
 @pytest.mark.parametrize("how", ["purge", "write"])
