@@ -47,3 +47,17 @@ async def test_responses_values_leases_and_purges_work_on_a_cluster(redis_cluste
         await cache.delete("key", "other")
         assert await cache.get("key") is None
         assert cache.stats.store_errors == 0
+
+
+async def test_what_users_have_is_kept_and_goes_with_the_url_on_a_cluster(redis_cluster: RedisCluster) -> None:
+    manager = RedisManager(redis_cluster.url, prefix="users", connect_timeout=2, command_timeout=2)
+    async with RedisCache(manager) as cache:
+        origin = Origin(Answer("Cache-Control: private, max-age=60"))
+        layer = CacheMiddleware(origin, cache=cache, private=True)
+        asked = [(f"/{number}", fields(f"Authorization: {user}")) for number in range(10) for user in ("ann", "bob")]
+        for _ in range(2):
+            await asyncio.gather(*(request(layer, path, headers=headers) for path, headers in asked))
+        assert (origin.calls, cache.stats.store_errors) == (20, 0)
+        await request(layer, "/0", method="POST")
+        await asyncio.gather(*(request(layer, path, headers=headers) for path, headers in asked))
+        assert (origin.calls, cache.stats.store_errors) == (23, 0), "the write, and what both had of its URL"
