@@ -73,7 +73,8 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
             gauges=("in_flight",),
             averaged=("weight", "priority", "latency"),
         )
-        self.needs = (*self._cores().values(), self.metrics_collector)
+        started_later = self.load_balancer
+        self.needs = (*(core for core in self._cores().values() if core is not started_later), self.metrics_collector)
         self._client = ClientAddress(self.settings.trusted_proxies)
         self._backends = LoadBalanceApp(balancer=self.load_balancer)
         self._gateway = self._limit(CacheMiddleware(self._backends, cache=self.cache), ())
@@ -98,6 +99,7 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
                 raise ConfigError(f"backend_urls: {url!r} is a name to be followed: give it to the settings' backends")
             self.load_balancer.add_backend(url)
         await self.started()
+        await self._balance()
 
     async def shutdown(self) -> None:
         """Stop everything that `initialize`, or the first use, started. Idempotent."""
@@ -166,10 +168,16 @@ class EnhancedAPI(Resource["EnhancedAPI"]):
         return RateLimitMiddleware(app, rules, limiter=self.rate_limiter, client=self._client)
 
     async def _start(self) -> "EnhancedAPI":
+        await self._balance()
         return self
 
     async def _stop(self, value: "EnhancedAPI") -> None:
-        """What it needs is all it has."""
+        await self.load_balancer.aclose()
+
+    async def _balance(self) -> None:
+        """Start the balancer, unless it has nobody to balance to: who only wraps an app is not to hear of that."""
+        if self.settings.backends or self.load_balancer.report():
+            await self.load_balancer.started()
 
 
 @checked

@@ -93,6 +93,20 @@ async def test_initializing_again_adds_backends_and_forgets_none() -> None:
     await api.shutdown()
 
 
+async def test_who_only_wraps_an_app_hears_nothing_of_backends(
+    inner: Starlette, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = EnhancedAPI(settings=Settings())
+    async with Lifetime(api.wrap(inner)):
+        assert not caplog.records
+        await api.initialize(["http://127.0.0.1:1"])
+        assert api.load_balancer.opened() is not None
+    assert api.load_balancer.opened() is None
+    async with EnhancedAPI(settings=Settings()) as other:  # started by its first use
+        assert (await request(other.wrap(Starlette(routes=[Route("/", other.handle_request)])), "/")).status == 503
+    assert other.load_balancer.opened() is None
+
+
 async def test_backends_may_be_given_as_one_string() -> None:
     api = EnhancedAPI(settings=Settings())
     await api.initialize("http://127.0.0.1:1, http://127.0.0.1:2")
