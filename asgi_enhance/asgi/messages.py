@@ -4,6 +4,9 @@ import asyncio
 
 from asgi_enhance.asgi.types import Message, Receive
 
+CLIENT_GONE = 499
+"""nginx's status for a client that left before it was answered; metrics call it so, too."""
+
 
 class ResponseTracker:
     """Watches a response go by and knows when it has started and when it is finished (contract 8).

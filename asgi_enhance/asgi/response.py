@@ -6,11 +6,9 @@ import weakref
 from starlette.requests import Request
 from starlette.responses import Response
 
+from asgi_enhance.asgi.messages import CLIENT_GONE
 from asgi_enhance.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_enhance.errors import EnhanceError
-
-CLIENT_GONE = 499
-"""nginx's status for a client that left before it was answered; metrics call it so, too."""
 
 
 async def response_of(app: ASGIApp, request: Request) -> Response:

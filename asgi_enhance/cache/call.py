@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-from asgi_enhance.asgi.messages import BodyCopy
+from asgi_enhance.asgi.messages import CLIENT_GONE, BodyCopy
 from asgi_enhance.asgi.scope import derived, without_extensions
 from asgi_enhance.asgi.types import Headers, Message, Receive, Scope, Send
 from asgi_enhance.cache.core import Fetch
@@ -173,7 +173,10 @@ class Call:
                 layer.stats.too_large += verdict == "too-large"
             detail = verdict
             if self._leads is not None:
-                self._leads.alone()
+                if code == CLIENT_GONE:  # which says nothing of what the next one gets
+                    self._leads.end()
+                else:
+                    self._leads.alone()
         else:
             assert self._fetch is not None
             detail = self._cache.obstacle(self._fetch)

@@ -121,6 +121,15 @@ async def test_a_leader_that_is_cancelled_is_replaced(cache: Cache[Any]) -> None
     assert origin.calls == 2
 
 
+async def test_a_leader_whose_client_has_left_is_replaced(cache: Cache[Any]) -> None:
+    origin = Origin(Answer(status=499), Answer(FRESH, body=b"body"))
+    layer = CacheMiddleware(origin, cache=cache)
+    answers = await at_once(layer, origin, *[[] for _ in range(5)])
+    assert sorted(answer.status for answer in answers) == [200] * 4 + [499]
+    assert origin.calls == 2
+    assert (await request(layer, "/")).body == b"body"
+
+
 async def test_nobody_waits_longer_than_he_should(clock: Clock) -> None:
     origin = Origin(Answer(FRESH))
     layer = CacheMiddleware(origin, cache=MemoryCache(collapse_timeout=0.01, clock=clock))
