@@ -1,5 +1,7 @@
 """Why a request could not be served: each failure knows its status, its RFC 9209 name and if it is safe to retry."""
 
+from starlette.requests import ClientDisconnect
+
 from asgi_enhance.asgi.problem import Problem
 from asgi_enhance.asgi.types import Headers
 from asgi_enhance.errors import BackendError, LoadBalancerError
@@ -59,8 +61,8 @@ class Rejected(LoadBalancerError):
         self.error = error
 
 
-class ClientGone(LoadBalancerError):
-    """The client has left; there is nobody to answer and no backend to blame."""
+class ClientGone(LoadBalancerError, ClientDisconnect):
+    """The client has left; there is nobody to answer and no backend to blame. What Starlette calls it, too."""
 
 
 class GoingAway(LoadBalancerError):

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from asgi_enhance import ConfigError, EnhancedAPI, EnhancedAPIMiddleware, Rule, Settings
-from asgi_enhance.testing.driver import Lifetime, WebSocket, request, websocket_scope
+from asgi_enhance.testing.driver import Driver, Lifetime, WebSocket, http_scope, request, websocket_scope
 
 
 async def page(request: Request) -> PlainTextResponse:
@@ -121,6 +121,33 @@ async def test_no_backends_may_be_given_as_a_string_and_a_name_to_be_followed_be
     with pytest.raises(ConfigError, match="settings"):
         await api.initialize("dns+http://backends:80")
     await api.shutdown()
+
+
+@pytest.mark.parametrize("way", ["handle_request", "forward_request"])
+async def test_a_client_that_leaves_while_a_backend_is_asked_is_no_exception(way: str) -> None:
+    asked, done = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    backend = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with EnhancedAPI(settings=Settings(backends=(backend,))) as api:
+        handler = api.handle_request if way == "handle_request" else api.load_balancer.forward_request
+        app = EnhancedAPIMiddleware(
+            Starlette(routes=[Route("/", handler)]), metrics_collector=api.metrics_collector, path=None
+        )
+        client = Driver(app, http_scope("/"), [{"type": "http.request"}])
+        request = asyncio.create_task(client.run())
+        await asked.wait()
+        client.feed({"type": "http.disconnect"})
+        await asyncio.wait([request])
+        assert api.metrics_collector.table.exceptions == {}
+        assert api.get_metrics()["requests"]["disconnected"] == 1
+    done.set()
+    server.close()
 
 
 async def test_a_frameworks_lifespan_starts_and_stops_it() -> None:
