@@ -106,8 +106,9 @@ class Follower:
         if self._held is None and self._hub.rounds.crowded(self.group):
             self._hold()
         if self._held is not None:
-            if len(self._held) < HELD_BACK:
-                self._held.append((position, entry))
+            if len(self._held) == HELD_BACK:
+                self._held.pop()  # not the one that has just come: it shows the gap, though it may be the last of all
+            self._held.append((position, entry))
         elif not self._take(position, entry):
             self._on_gap()
             assert self._held is not None
@@ -188,6 +189,7 @@ class Follower:
             self._ready.set()
             return
         if log.epoch != position.epoch or first > log.offset + 1:
+            await self._hub.rounds.room(None)  # the reset has all that is under way handed over before it
             start = Position(position.epoch, first - 1)
             log.restart(start, (), self._loop.time())
             self._mark = b""

@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from asgi_enhance.broadcast.hub import Group
 
 BATCH = 64
-"""Messages of a round at most."""
+"""Messages of a round at most; fewer in a group so large that they were more than MOST deliveries."""
 
 TURN = 1000
 """Deliveries in one turn of the loop: some milliseconds."""
 
 MOST = 64 * TURN
-"""Deliveries under way at most, where nobody can be made to wait: then they are made at once."""
+"""Deliveries of a round, which others wait for, at most; and under way where nobody can be made to wait: then they are
+made at once."""
+
+MANY = 256
+"""Rounds under way at most, where nobody can be made to wait: each is looked at for everyone who is given his own."""
 
 
 class Round:
@@ -77,12 +81,13 @@ class Round:
 class Rounds:
     """The rounds of one hub, first come, first served."""
 
-    __slots__ = ("_gate", "_group", "_left", "_messages", "_rounds", "_shared", "_turning", "_under_way")
+    __slots__ = ("_batch", "_gate", "_group", "_left", "_messages", "_rounds", "_shared", "_turning", "_under_way")
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._messages: list[Publication] = []  # of the round that begins next,
-        self._group: Group | None = None  # and the group they are for
+        self._group: Group | None = None  # the group they are for,
+        self._batch = BATCH  # and how many they may be
         self._rounds: deque[Round] = deque()
         self._left = 0  # deliveries to come in all rounds
         self._turning = False  # the next turn has been asked for
@@ -97,26 +102,31 @@ class Rounds:
     # -- what comes
 
     def crowded(self, group: "Group | None") -> bool:
-        """Whether a message for a group, or for everyone, would come behind more than a turn makes."""
-        return not self._joins(group) and self.due > TURN
+        """Whether a message for a group, or for everyone, would come behind more than a turn makes, or take the next
+        round from somebody who waits for it."""
+        return self._far(group) or (self._gate.locked() and not self._messages)
 
     async def room(self, group: "Group | None") -> None:
         """Wait while it is crowded."""
         if self.crowded(group):
             async with self._gate:
-                while self.crowded(group):  # noqa: ASYNC110 it waits for turns
+                while self._far(group):  # noqa: ASYNC110 it waits for turns
                     await asyncio.sleep(0)
 
     def limit(self) -> None:
-        """Hand everything over if too much is under way: for what cannot wait."""
+        """Hand over what is under way if that is too much: for what cannot wait."""
         if self.due > MOST:
             self.flush()
+        elif len(self._rounds) > MANY:
+            self._take_turn()
 
     def to_group(self, group: "Group", message: Publication) -> None:
         """Hand a message to those who are members now, beginning at the end of this turn of the loop."""
         if not self._joins(group):
             self._begin()
-        self._group = group
+        if not self._messages:
+            self._group = group
+            self._batch = max(1, min(BATCH, MOST // (len(group) or 1)))
         self._messages.append(message)
         self._ask_for_a_turn()
 
@@ -135,9 +145,15 @@ class Rounds:
         if self._group is group:
             self._begin()
 
+    def _far(self, group: "Group | None") -> bool:
+        """Whether more than a turn makes would come before a message."""
+        return not self._joins(group) and self.due > TURN
+
     def _joins(self, group: "Group | None") -> bool:
         """Whether a message for a group can be of the round that begins next."""
-        return group is not None and (not self._messages or (self._group is group and len(self._messages) < BATCH))
+        return group is not None and (
+            not self._messages or (self._group is group and len(self._messages) < self._batch)
+        )
 
     def _begin(self) -> None:
         group, messages = self._group, self._messages

@@ -450,6 +450,30 @@ async def test_a_gap_that_shows_while_messages_are_held_back_is_filled(
         assert [frame["data"] for frame in crowd.got[0][2:]] == list(range(1, 201 if reconnects else 202))
 
 
+async def test_the_last_of_more_messages_than_are_held_back_is_not_missed(
+    here: BroadcastRouter, there: BroadcastRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asgi_enhance.broadcast.follower.HELD_BACK", 5)
+    (await transport(here))._check_at = math.inf  # which would find it too, later
+    async with Crowd(here) as crowd:
+        await asyncio.gather(*(there.processor.broadcast_to_group("long", n) for n in range(150)))
+        await crowd.has_got(150)
+        assert [frame["data"] for frame in crowd.got[0][2:]] == list(range(150))
+
+
+async def test_a_reset_does_not_hold_the_loop_for_what_comes_before_it(
+    redis: RedisManager, here: BroadcastRouter
+) -> None:
+    (await transport(here))._check_at = math.inf
+    async with Crowd(here) as crowd:
+        await redis.execute("DEL", GroupKeys(redis, "long").meta)
+        (await follower(here, "long"))._on_gap()
+        await asyncio.gather(*(here.processor.broadcast_to_group("plain", n) for n in range(200)))
+        await crowd.has_got(201)
+        assert here.processor.stats.resets == 1200
+        assert crowd.most_made <= 2 * rounds.TURN
+
+
 async def test_a_gap_that_the_log_cannot_fill_is_a_reset_and_what_is_left_follows(
     redis: RedisManager, here: BroadcastRouter
 ) -> None:

@@ -208,6 +208,40 @@ async def test_a_publisher_that_never_pauses_leaves_others_their_turn() -> None:
         flooding.cancel()
 
 
+async def test_nobody_who_waits_is_overtaken_by_all_who_come_after_him() -> None:
+    async with crowd() as processor:
+        for number in range(2 * rounds.BATCH):
+            await processor.broadcast_to_group("kept", number)
+        waiting = asyncio.create_task(processor.broadcast_all(0))
+        later: list[asyncio.Task[str | None]] = []
+        while not waiting.done() and len(later) < 3000:
+            later.append(asyncio.create_task(processor.broadcast_to_group("kept", 0)))
+            await asyncio.sleep(0)
+        assert waiting.done()
+        assert sum(each.done() for each in later) <= 2 * rounds.BATCH
+        await asyncio.gather(*later)
+
+
+async def test_a_round_that_others_wait_for_is_short_also_in_a_large_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "MOST", 3 * CROWD)
+    async with crowd() as processor:
+        for number in range(40):
+            await processor.broadcast_to_group("lost", number)
+            assert processor.stats.deliveries >= (number - 2 * 3) * CROWD
+
+
+async def test_what_cannot_wait_does_not_pile_up_in_many_small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "MANY", 5)
+    world = World(0)
+    for number in range(20):
+        world.join("ab"[number % 2], world.members[f"c{number}"])
+    for number in range(100):
+        world.hub.rounds.limit()
+        world.hub.rounds.to_group(world.hub.group("ab"[number % 2]), Publication(b"%d" % number))
+        assert world.hub.rounds.due <= 7 * 10
+    await until(lambda: world.hub.shared.stats.deliveries == 100 * 10)
+
+
 async def test_what_cannot_wait_is_handed_over_at_once_when_too_much_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "MOST", 50)
     world = World(0)
