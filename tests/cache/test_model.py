@@ -272,7 +272,10 @@ class History(RuleBasedStateMachine):
 
 
 def test_nothing_is_ever_served_that_the_model_forbids() -> None:
-    seen.clear()
-    run_state_machine_as_test(History, settings=settings(max_examples=120, stateful_step_count=50, deadline=None))
     usual = {"fresh", "of a variant", "shared", "HEAD", "freshened", "validated"}
+    seen.clear()
+    for _ in range(5):  # what is rare does not come about in each run
+        run_state_machine_as_test(History, settings=settings(max_examples=120, stateful_step_count=50, deadline=None))
+        if usual <= (+seen).keys():
+            break
     assert usual <= (+seen).keys(), f"not all of what the model judges has come about: {seen}"
