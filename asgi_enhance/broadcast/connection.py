@@ -157,9 +157,12 @@ class Connection:
         reader = self.reader if not self._released else None
         self._released = True
         self._discard()
-        for task in (self._writer, reader):
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
+        current = asyncio.current_task()
+        if self._writer is not None and self._writer is not current:
+            # not before it has begun: the `send` that it goes on with would be forgotten, and not hear that it is over
+            self._shared.loop.call_soon(self._writer.cancel)
+        if reader is not None and reader is not current:
+            reader.cancel()
 
     async def ended(self) -> None:
         """The receive loop has ended: leave no task behind."""

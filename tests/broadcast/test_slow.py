@@ -342,3 +342,20 @@ async def test_a_send_that_closes_its_own_connection_and_then_waits_is_finished(
         await serving
         await sending
     assert got == ["1", "2", "websocket.close"]
+
+
+async def test_a_send_that_has_just_begun_to_wait_hears_that_its_connection_is_over() -> None:
+    heard = []
+
+    async def send(message: Message) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:  # what it holds, or waits for in a queue, it gives back now
+            heard.append(message["text"])
+            raise
+
+    async with RealTimeStreamProcessor() as processor:
+        await processor.add_connection("ann", (nothing, send), listen=False)
+        await processor.send_to_client("ann", 1)
+        await processor.remove_connection("ann")
+    assert heard == ["1"]
