@@ -159,8 +159,8 @@ class Node:
 
     async def disconnect(self, connection: Connection) -> None:
         """Forget a connection and everything that was held for it."""
-        for group in tuple(connection.groups.values()):
-            self._let_out(connection, group)
+        while connection.groups:  # one by one: a `send` of what it is given before it leaves may have it join another
+            self._let_out(connection, next(iter(connection.groups.values())))
         known = self.hub.remove(connection)
         if known:
             self.transport.detach_client(connection.client_id)

@@ -359,3 +359,15 @@ async def test_a_send_that_has_just_begun_to_wait_hears_that_its_connection_is_o
         await processor.send_to_client("ann", 1)
         await processor.remove_connection("ann")
     assert heard == ["1"]
+
+
+async def test_one_that_joins_a_group_while_it_leaves_is_left_in_none() -> None:
+    async def send(message: Message) -> None:
+        await processor.join("ann", "late")
+
+    async with RealTimeStreamProcessor() as processor:
+        await processor.add_connection("ann", (nothing, send), ["g"], listen=False)
+        await processor.broadcast_to_group("g", 1)
+        await processor.remove_connection("ann")
+        assert await processor.presence("late") == []
+        assert processor.stats.groups == 0
