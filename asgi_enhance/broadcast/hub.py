@@ -98,8 +98,10 @@ class Hub:
         *,
         asked: bool = False,
         ref: object = None,
-    ) -> None:
+    ) -> bool:
         """Make a connection a member, and give it what it missed since `since`, or say that this is impossible.
+
+        False if it is one already: a `send` of what it is given first may have had it join.
 
         `asked`: the client waits for an answer, also where there is no position to tell.
         """
@@ -111,9 +113,12 @@ class Hub:
         elif asked:
             frames = [control(connection.encoding, "joined", group=group.name, ref=ref)]
         connection.groups[group.name] = group
-        group.members.setdefault(connection.encoding, {})[connection] = None
+        members = group.members.setdefault(connection.encoding, {})
+        new = connection not in members
+        members[connection] = None
         for frame in frames:
             connection.deliver(frame, bounded=False)
+        return new
 
     def leave(self, connection: Connection, group: Group) -> bool:
         """True if the connection was a member."""

@@ -258,8 +258,10 @@ class Node:
         asked: bool = False,
         ref: object = None,
     ) -> None:
-        self.hub.enter(connection, group, since, asked=asked, ref=ref)
-        self.transport.entered(group, connection.client_id)
+        if self.hub.enter(connection, group, since, asked=asked, ref=ref):
+            self.transport.entered(group, connection.client_id)
+        else:
+            self._detach(group)
 
     def _let_out(self, connection: Connection, group: Group) -> None:
         if self.hub.leave(connection, group):

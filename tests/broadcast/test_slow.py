@@ -371,3 +371,15 @@ async def test_one_that_joins_a_group_while_it_leaves_is_left_in_none() -> None:
         await processor.remove_connection("ann")
         assert await processor.presence("late") == []
         assert processor.stats.groups == 0
+
+
+async def test_one_that_joins_a_group_while_it_is_let_into_it_is_in_it_once() -> None:
+    async def send(message: Message) -> None:
+        await processor.join("ann", "late")
+
+    async with RealTimeStreamProcessor() as processor:
+        await processor.add_connection("ann", (nothing, send), ["g"], listen=False)
+        await processor.broadcast_to_group("g", 1)
+        await processor.join("ann", "late")
+        await processor.remove_connection("ann")
+        assert processor.stats.groups == 0
