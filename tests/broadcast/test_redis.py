@@ -305,9 +305,10 @@ async def test_messages_in_the_place_of_lost_ones_are_not_taken_for_them(
 
 
 async def lose(redis: RedisManager, log: str, first: int) -> None:
-    for id, _ in await redis.execute("XRANGE", log, first, "+"):
-        await redis.execute("XDEL", log, id)
-    await redis.execute("XSETID", log, f"{first - 1}-{2**64 - 1}")
+    kept = await redis.execute("XRANGE", log, "-", first - 1)
+    await redis.execute("DEL", log)
+    for id, fields in kept:
+        await redis.execute("XADD", log, id, *fields)
 
 
 async def unheard(redis: RedisManager, offset: int, data: str, group: str = "room") -> None:
