@@ -175,7 +175,8 @@ class ScriptedBackend:
         assert self._server is not None
         self._server.close()
         for wire in self.wires:
-            wire.writer.transport.abort()
+            with suppress(AttributeError):  # one that was closed, and had still to write then, has lost its loop
+                wire.writer.transport.abort()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
