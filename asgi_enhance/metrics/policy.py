@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from asgi_enhance.asgi.messages import CLIENT_GONE
+
 OTHER = "_OTHER"
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY", OTHER)
 
@@ -61,7 +63,7 @@ def outcome(status: int, error: str) -> tuple[str, str]:
     if status:
         return str(status), error or (str(status) if status >= 500 else "")
     if error in (CANCELLED, DISCONNECTED):
-        return "499", error
+        return str(CLIENT_GONE), error
     return "500", error or NO_RESPONSE
 
 

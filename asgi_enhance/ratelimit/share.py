@@ -143,11 +143,11 @@ class Share:
 
     def unsettled(self) -> bool:
         """Whether Redis is away, for this process or maybe for another one, or was a moment ago."""
-        counts = self._counts
-        if counts is None:
+        if self._counts is None:
             return False
-        if counts.outages + counts.connect_failures != self._noticed:
-            self._noticed = self.troubles
+        troubles = self.troubles
+        if troubles != self._noticed:
+            self._noticed = troubles
             self._troubled = self._memory.now()
             self._settled = self._troubled + SETTLE
         return self._settled != 0 and self._memory.now() < self._settled

@@ -188,13 +188,9 @@ class Node:
 
     async def _ask_role(self, pipeline: Pipeline) -> None:
         """A replica answers reads and PINGs, so that it would be found in service, and out of it, time and again."""
-        try:
-            said = await pipeline.send(ROLE)
-        except RedisError:  # not permitted: then only a write tells
+        said = await _told(pipeline, ROLE)
+        if said is None:  # then only a write tells
             return
-        except BaseException:
-            pipeline.discard("the manager was closed")
-            raise
         if isinstance(said, list) and said[:1] == [b"slave"]:
             pipeline.discard("not the primary")
             raise RedisUnavailable("it is a replica and takes no writes")
@@ -261,9 +257,16 @@ class Node:
 
 async def _run_of(pipeline: Pipeline) -> bytes | None:
     """What tells a server from itself after a restart; None if it does not say."""
+    said = await _told(pipeline, INFO)
+    found = _RUN.search(said) if isinstance(said, bytes) else None
+    return found[1] if found else None
+
+
+async def _told(pipeline: Pipeline, question: bytes) -> Any:
+    """The answer on a new connection, which does not outlive a failure; None if it is not permitted to ask."""
     try:
-        said = await pipeline.send(INFO)
-    except RedisError:  # it is not permitted
+        return await pipeline.send(question)
+    except RedisError:
         return None
     except RedisUnavailable:
         pipeline.discard("it does not answer")
@@ -271,8 +274,6 @@ async def _run_of(pipeline: Pipeline) -> bytes | None:
     except BaseException:
         pipeline.discard("the manager was closed")
         raise
-    found = _RUN.search(said) if isinstance(said, bytes) else None
-    return found[1] if found else None
 
 
 def _send(pipeline: Pipeline, command: bytes, asking: bool) -> asyncio.Future[Any]:
