@@ -1,4 +1,6 @@
-"""What the tests of the broadcaster share: waiting for a condition, and a client that is surely registered."""
+"""What the tests of the broadcaster share: waiting for a condition, a client that is surely registered, and one
+that says nothing.
+"""
 
 import asyncio
 import inspect
@@ -6,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from asgi_enhance.asgi.types import ASGIApp
+from asgi_enhance.asgi.types import ASGIApp, Message
 from asgi_enhance.testing.driver import WebSocket, websocket_scope
 
 
@@ -31,3 +33,9 @@ async def client(app: ASGIApp, path: str = "/ws/ann", **scope: Any) -> AsyncIter
         if socket.task is not None and not socket.task.done():
             socket.leave()
             await socket.ended()
+
+
+async def nothing() -> Message:
+    """The `receive` of a client that says nothing, and stays."""
+    await asyncio.Event().wait()
+    raise AssertionError

@@ -15,7 +15,7 @@ from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.broadcast import RealTimeStreamProcessor
 from asgi_enhance.errors import ConfigError, WebSocketError
 from asgi_enhance.testing.driver import WebSocket, websocket_scope
-from tests.broadcast.helpers import until
+from tests.broadcast.helpers import nothing, until
 
 
 async def test_a_starlette_socket_lives_until_its_client_leaves() -> None:
@@ -154,11 +154,6 @@ async def test_who_reads_the_socket_himself_removes_it_himself() -> None:
         ann.leave()
         await ann.ended()
         assert processor.stats.connections == 0
-
-
-async def nothing() -> Message:
-    await asyncio.Event().wait()
-    raise AssertionError
 
 
 async def discard(message: Message) -> None: ...

@@ -9,7 +9,7 @@ import pytest
 from asgi_enhance.asgi.types import Message, Receive, Scope, Send
 from asgi_enhance.broadcast import BroadcastRouter, History, Limits, RealTimeStreamProcessor
 from asgi_enhance.testing.driver import WebSocket, websocket_scope
-from tests.broadcast.helpers import client, until
+from tests.broadcast.helpers import client, nothing, until
 
 
 async def stuck(router: BroadcastRouter, path: str = "/ws/slow?group=g") -> WebSocket:
@@ -19,11 +19,6 @@ async def stuck(router: BroadcastRouter, path: str = "/ws/slow?group=g") -> WebS
     await socket.accepted()
     await until(lambda: router.processor.stats.connections >= 1)
     return socket
-
-
-async def nothing() -> Message:
-    await asyncio.Event().wait()
-    raise AssertionError
 
 
 async def publish(router: BroadcastRouter, count: int, **more: str) -> None:
